@@ -1,0 +1,55 @@
+# Everything runs in .venv, which `setup` makes; no target needs it activated.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup paper test check notebooks-test export notebooks hooks clean
+# One thing at a time, also under `make -j`: torch already uses every core, so two notebooks or two pytest workers
+# side by side would fight over the same cores and hold the model in memory twice. One worker is as fast and repeatable.
+.NOTPARALLEL:
+
+BIN := .venv/bin
+PYTHON ?= python3
+# Notebooks whose cells are tests; the reruns take long and are parameterised, so `make paper` and `make notebooks` run them.
+SKIP_NBS := ^([_.]|paper|benchmark)
+TESTED := $(filter-out nbs/paper% nbs/benchmark%,$(wildcard nbs/[!_.]*.ipynb))
+NOTEBOOKS := $(filter-out nbs/index.ipynb,$(wildcard nbs/*.ipynb)) $(wildcard index.ipynb)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+setup: ## make .venv with the package, its tools and the default model (PYTHON=python3.12 picks the Python)
+	@$(PYTHON) -c '' 2>/dev/null || { echo 'Set-up failed. $(PYTHON) does not run here; name a Python that does: make setup PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) tools/bootstrap.py
+
+paper: setup ## rerun the paper: MODEL=smollm2 SEED=0 OUT=runs/paper PARAMS="-p n_prompts 50"
+	@$(BIN)/th_paper --model "$(or $(MODEL),smollm2)" --seed "$(or $(SEED),0)" --out "$(or $(OUT),runs/paper)" $(PARAMS)
+
+test: setup check notebooks-test ## all tests: the fast check, the notebooks' cells, pytest
+	@$(BIN)/pytest tests
+
+check: setup ## the fast check: export in sync, notebooks clean, README.md up to date
+	@$(BIN)/python tools/check.py
+
+# nbdev_test succeeds when it finds no notebook, and when it skips one: count those it says it completed.
+# HF_HUB_OFFLINE: a test reads what is on disk and never waits for a network.
+notebooks-test: setup ## run the notebooks' cells as tests
+	@set -o pipefail; log=$$(mktemp); trap 'rm -f $$log' EXIT; \
+	HF_HUB_OFFLINE=1 $(BIN)/nbdev_test --path nbs --skip_file_re '$(SKIP_NBS)' --n_workers 1 --do_print | tee $$log || exit 1; \
+	ran=$$(grep -c '^- Completed' $$log || true); \
+	if (( ran == 0 || ran != $(words $(TESTED)) )); then echo "Only $$ran of the $(words $(TESTED)) notebooks in nbs/ ran." >&2; exit 1; fi
+
+export: setup ## write talking_heads/ and README.md from the notebooks
+	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/make_readme.py
+
+notebooks: export ## export, then run the notebooks and store their outputs (NB=nbs/core.ipynb for some)
+	@$(BIN)/python tools/run_notebooks.py $(or $(NB),$(NOTEBOOKS))
+	@$(BIN)/python tools/make_readme.py
+
+hooks: ## let git run the fast check before each commit
+	@git config core.hooksPath .githooks
+	@echo 'git runs .githooks/pre-commit from now on; `git config --unset core.hooksPath` undoes it.'
+
+clean: ## remove what is generated, except .venv and your results in runs/
+	@rm -rf _docs _proc build dist *.egg-info .pytest_cache .hypothesis
+	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +

@@ -1,0 +1,18 @@
+"What all tests share: no network, the `slow` mark, and reference files that may lie beside the checkout"
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1" # before anything imports huggingface_hub, which reads it once
+
+def pytest_configure(config):
+    "Make the marks known"
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; `-m 'not slow'` leaves it out")
+
+@pytest.fixture(scope="session")
+def shared():
+    "The folder of reference files beside the checkout"
+    path = Path(__file__).resolve().parents[2]/"shared"
+    if not path.is_dir(): pytest.skip("no folder `shared` with reference files beside the checkout")
+    return path

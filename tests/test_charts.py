@@ -1,0 +1,176 @@
+"Charts are valid, say what they show, give the same bytes twice, and refuse tables they cannot draw"
+import json, subprocess, sys, xml.dom.minidom
+from pathlib import Path
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import pytest
+
+from talking_heads import charts
+from talking_heads.core import OutputError, TalkingHeadsError
+
+def heads():
+    "A map of 30 layers by 9 heads for two classes, one with negative scores"
+    rows = [(l,h,f"{l}.{h}",c) for c in ("mover","inhibition") for l in range(30) for h in range(9)]
+    df = pd.DataFrame(rows, columns="layer head name cls".split())
+    df["called"] = df.name.isin(["23.0","23.1"]) & (df.cls=="mover") | (df.name=="20.0") & (df.cls=="inhibition")
+    df["score"] = np.where(df.called, .5, .01)*np.where(df.cls=="mover",1,-1)
+    return df.assign(low=df.score-.02, high=df.score+.02)
+
+def votes():
+    "Two movers, four roles"
+    df = pd.DataFrame([(h,r,m) for h in ("23.0","23.1") for r,m in zip(("IO","S1","S2","other"),(.6,.1,.1,.2))], columns="name role mean".split())
+    return df.assign(low=df["mean"]-.05, high=df["mean"]+.05, n=240)
+
+def wordings(metric="accuracy"):
+    "Two templates, two orders"
+    df = pd.DataFrame([(t,o,metric,m) for t,m in (("one",.9),("two",.5)) for o in ("ABBA","BABA")], columns="template order metric mean".split())
+    return df.assign(low=df["mean"]-.1, high=df["mean"]+.1, n=30)
+
+def lists():
+    "Accuracies by N for two templates and both measures"
+    means = dict(zip((2,3,4,5,6,8,10),(1,.95,.80,.56,.44,.34,.23)))
+    rows = [(n,t,m,s,v,1/n if m=="among the items" else 0.) for n,v in means.items() for t,s in (("things","train"),("market","held-out"))
+            for m in ("among the items","over the vocabulary")]
+    df = pd.DataFrame(rows, columns="n_items template measure split mean chance".split())
+    return df.assign(low=(df["mean"]-.06).clip(0), high=(df["mean"]+.06).clip(0,1), n=240)
+
+def places():
+    "Accuracy by N and place, the first place never above chance"
+    df = pd.DataFrame([(n,p,1/n if p==1 else .7) for n in (2,3,5) for p in range(1,n+1)], columns="n_items position mean".split())
+    return df.assign(low=df["mean"]-.1, high=df["mean"]+.1, n=60, chance=1/df.n_items)
+
+cases = {"head_map":heads, "attention_by_role":votes, "by_template":wordings, "accuracy_by_n":lists, "position_map":places}
+every = pytest.mark.parametrize("name", cases)
+
+def draw(name, **kwargs): return getattr(charts,name)(cases[name](), **kwargs)
+
+@every
+def test_spec_is_valid_and_carries_its_data(name):
+    spec = draw(name, title="A finding", subtitle="over 240 prompts").to_dict(validate=True)
+    assert spec["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
+    assert spec["datasets"] and '"url"' not in json.dumps(spec)
+    assert "".join(spec["title"]["text"]) == "A finding"
+
+@every
+def test_same_bytes_twice(name):
+    a,b = (charts.mimebundle(draw(name,title="x").to_dict()) for _ in range(2))
+    assert json.dumps(a) == json.dumps(b)
+
+@every
+def test_description_has_numbers(name):
+    said = draw(name).to_dict()["description"]
+    assert any(c.isdigit() for c in said) and said.endswith(".") and "nan" not in said
+
+@every
+def test_interval_is_used(name):
+    text = draw(name).to_json()
+    assert '"low"' in text and '"high"' in text
+
+@every
+def test_draws_without_warnings_or_network(name, capfd):
+    import vl_convert
+    svg = vl_convert.vegalite_to_svg(draw(name).to_dict(), allowed_base_urls=[], show_warnings=True)
+    assert "<path" in svg and "WARN" not in capfd.readouterr().err
+
+@every
+def test_missing_columns_are_named(name):
+    with pytest.raises(charts.ChartError, match=f"^{name} needs the columns .*low"): getattr(charts,name)(cases[name]().drop(columns="low"))
+
+@every
+def test_empty_table_is_refused(name):
+    with pytest.raises(charts.ChartError, match=f"{name} .*without rows"): getattr(charts,name)(cases[name]().iloc[:0])
+
+@every
+def test_input_is_left_alone(name):
+    df = cases[name]()
+    getattr(charts,name)(df)
+    pd.testing.assert_frame_equal(df, cases[name]())
+
+@every
+def test_unknown_intervals_do_not_break(name):
+    df = cases[name]().assign(low=np.nan, high=np.nan)
+    assert "nan" not in getattr(charts,name)(df).to_dict()["description"].lower()
+
+def test_chart_error_is_ours_and_a_value_error():
+    assert issubclass(charts.ChartError,TalkingHeadsError) and issubclass(charts.ChartError,ValueError)
+
+def test_each_class_has_its_own_scale():
+    panels = charts.head_map(heads()).to_dict()["concat"]
+    domains = [p["layer"][0]["encoding"]["color"]["scale"]["domain"] for p in panels]
+    assert domains == [[0,.5],[-.5,0]]
+
+def test_called_heads_are_named_and_many_are_counted():
+    df = heads()
+    df.loc[(df.cls=="mover") & (df.layer>20), "called"] = True
+    first,second = charts.head_map(df).to_dict()["concat"][0]["title"]["subtitle"]
+    assert first.startswith("23.0 23.1") and "+" in second
+
+def test_both_measures_can_be_chosen():
+    params = {p["name"]:p for p in charts.accuracy_by_n(lists()).to_dict()["params"]}
+    assert params["measure_pick"]["bind"]["options"] == ["among the items","over the vocabulary"]
+    assert params["template_pick"]["bind"] == "legend" and params["template_pick"]["views"] == ["curves"]
+
+def test_cells_at_chance_are_in_brackets():
+    rows = charts.position_map(places()).data["values"]
+    assert [r["cell"] for r in rows[:2]] == ["(50)","70"]
+
+def test_two_metrics_stand_below_each_other():
+    df = pd.concat([wordings(),wordings("logit difference").assign(high=6.)])
+    assert len(charts.by_template(df).vconcat) == 2
+
+def test_bundle_has_three_forms_and_one_script():
+    spec = draw("by_template").to_dict()
+    shown = charts.mimebundle(spec)
+    assert set(shown) == {"application/vnd.vegalite.v5+json","text/html","text/plain"}
+    assert shown["text/plain"] == spec["description"]
+    assert shown["text/html"].count("</script>") == 1 and 'role="img"' in shown["text/html"]
+
+def test_script_cannot_be_broken_out_of():
+    html = charts.chart_html({"description":"</script><img src=x onerror=alert(1)>", "title":"<!--"})
+    assert html.count("<script") == 1 and html.count("</script") == 1 and "<img" not in html and "<!--" not in html
+
+def test_pinned_libraries_match_the_bundled_ones():
+    import vl_convert
+    ours = [u.split("@")[1].split("/")[0] for u in charts.libraries]
+    assert ours[0] == vl_convert.get_vega_version() and ours[2] == vl_convert.get_vega_embed_version()
+    assert ours[1].rsplit(".",1)[0] in vl_convert.get_vegalite_versions()
+
+def test_enable_sets_renderer_and_theme():
+    before = alt.renderers.active, alt.theme.active
+    try:
+        charts.enable()
+        bundle = alt.Chart(pd.DataFrame({"x":[1]})).mark_point().encode(x="x")._repr_mimebundle_()
+        assert charts.ink in bundle["text/html"] and "vegaEmbed" in bundle["text/html"]
+    finally:
+        alt.renderers.enable(before[0])
+        alt.theme.enable(before[1])
+
+def test_save_chart(tmp_path):
+    df = places()
+    paths = charts.save_chart(charts.position_map(df), tmp_path/"new", "places", df)
+    assert sorted(p.name for p in (tmp_path/"new").iterdir()) == ["places.json","places.parquet","places.svg"]
+    alt.Chart.from_dict(json.loads(paths["spec"].read_text()))
+    pd.testing.assert_frame_equal(pd.read_parquet(paths["data"]), df)
+    root = xml.dom.minidom.parse(str(paths["svg"])).documentElement
+    assert root.tagName == "svg" and "place" in root.getAttribute("aria-label")
+
+def test_save_chart_same_bytes_twice(tmp_path):
+    df = wordings()
+    a,b = (charts.save_chart(charts.by_template(df), tmp_path/d, "t", df) for d in "ab")
+    assert all(a[k].read_bytes() == b[k].read_bytes() for k in a)
+
+@pytest.mark.parametrize("name", ["","../x","a/b"])
+def test_save_chart_refuses_names_that_leave_the_folder(tmp_path, name):
+    with pytest.raises(OutputError, match="file name"): charts.save_chart(draw("by_template"), tmp_path, name, wordings())
+    assert not list(tmp_path.iterdir())
+
+def test_save_chart_reports_an_unusable_folder(tmp_path):
+    (tmp_path/"file").write_text("")
+    with pytest.raises(OutputError, match="Cannot write"): charts.save_chart(draw("by_template"), tmp_path/"file", "x", wordings())
+
+def test_import_needs_no_model_code():
+    code = "import sys, talking_heads.charts; print([m for m in ('torch','transformers','transformer_lens') if m in sys.modules])"
+    out = subprocess.run([sys.executable,"-c",code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert out.stdout.strip() == "[]", out.stderr
