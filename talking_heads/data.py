@@ -332,7 +332,7 @@ banana cherry mango tomato potato carrot onion garlic bread cake cookie candy ch
 wheel tire anchor sail tent ladder curtain rug carpet drawer cabinet vase statue painting poster photo album diary envelope package barrel
 sack purse wallet backpack suitcase umbrella brick tile hose sponge straw arrow sword shield spear laptop computer keyboard printer
 microphone telescope microscope thermometer bandage saddle tractor wagon sled canoe raft paddle drone bicycle pumpkin lantern mattress
-bracelet earring napkin mug crayon guitar sofa chair table shelf desk stove pepper grape pear egg milk honey butter chocolate cushion
+bracelet earring napkin mug crayon sofa chair table shelf desk stove pepper grape pear egg milk honey butter chocolate cushion
 stool sculpture postcard newspaper toothbrush jewel ornament trophy medal compass magnet lens"""
 
 # %% ../nbs/00_data.ipynb #c056
