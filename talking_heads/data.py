@@ -49,10 +49,11 @@ def _prompt_html(p:Prompt)->str:
         at = end
     return "".join(out)+html.escape(p.text[at:])+f' → <b>{html.escape(p.answer)}</b>'
 
+Prompt.__repr__ = lambda self: f"{self.text} → {self.answer}"
 Prompt._repr_html_ = lambda self: f'<p>{_prompt_html(self)}</p>'
 
 # %% ../nbs/00_data.ipynb #c011
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompts:
     "Prompts of one task, with one tokenizer and one choice about BOS"
     prompts:tuple # of `Prompt`
@@ -61,6 +62,7 @@ class Prompts:
     pad_id:int # id that fills up shorter prompts
 
     def __len__(self): return len(self.prompts)
+    def __repr__(self): return f"{len(self)} {self.task} prompts, {'with' if self.bos else 'without'} BOS"
     def __iter__(self): return iter(self.prompts)
     def __getitem__(self, i):
         if isinstance(i,int): return self.prompts[i]

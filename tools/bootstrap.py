@@ -121,7 +121,7 @@ def pip_install(root, what, *args, note=""):
 def fetch_model(root):
     "Convert the default model once into the cache folder"
     say(f"preparing the model {MODEL}")
-    rc, said = call([str(root/".venv"/"bin"/"python"), "-m", "talking_heads.checkpoints", MODEL], root, "still converting the model")
+    rc, said = call([str(root/".venv"/"bin"/"th_model"), MODEL], root, "still converting the model")
     if not rc: return said.strip() and say(tail(said, 1))
     if DISK_RE.search(said): raise disk_full(root, said)
     raise SetupError(f"The model {MODEL} could not be prepared; its last lines above say why. Everything else is installed: mend "

@@ -1,5 +1,5 @@
 "Run notebooks top to bottom and store their outputs, cleaned: `python tools/run_notebooks.py nbs/core.ipynb ...`"
-import asyncio, sys, warnings
+import sys
 from pathlib import Path
 
 import nbformat
@@ -10,7 +10,8 @@ from execnb.nbio import read_nb, write_nb
 def run(path: Path) -> None:
     "Execute `path` in its own folder, refuse noise on stderr, and write it back clean"
     nb = nbformat.read(path, 4)
-    NotebookClient(nb, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(nb, timeout=1800, kernel_name="python3", extra_arguments=["--log-level=40"],
+                   resources={"metadata": {"path": str(path.parent)}}).execute()
     noisy = [i for i, c in enumerate(nb.cells) for o in c.get("outputs", []) if o.get("name") == "stderr"]
     nbformat.write(nb, path)
     clean = read_nb(path)
