@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup paper test check notebooks-test export notebooks hooks clean
+.PHONY: help setup paper test check notebooks-test export notebooks benchmark hooks clean
 # One thing at a time, also under `make -j`: torch already uses every core, so two notebooks or two pytest workers
 # side by side would fight over the same cores and hold the model in memory twice. One worker is as fast and repeatable.
 .NOTPARALLEL:
@@ -45,6 +45,9 @@ export: setup ## write talking_heads/ and README.md from the notebooks
 notebooks: export ## export, then run the notebooks and store their outputs (NB=nbs/core.ipynb for some)
 	@$(BIN)/python tools/run_notebooks.py $(or $(NB),$(NOTEBOOKS))
 	@$(BIN)/python tools/make_readme.py
+
+benchmark: setup ## measure on this machine and store the outputs of nbs/benchmark.ipynb
+	@$(BIN)/python tools/run_notebooks.py nbs/benchmark.ipynb
 
 hooks: ## let git run the fast check before each commit
 	@git config core.hooksPath .githooks

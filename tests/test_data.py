@@ -1,0 +1,98 @@
+"Prompts: balance, roles, corrupted partners, on a word-level tokenizer and on one that splits words"
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import tiny
+from talking_heads.core import *
+from talking_heads.data import *
+from talking_heads.data import _enumerate, _fill, _with_words
+
+tok = tiny.tokenizer()
+
+def spelled(): # one token a letter
+    t = Tokenizer(models.WordLevel({"<unk>": 0, **{chr(i): i-31 for i in range(32, 127)}}, unk_token="<unk>"))
+    t.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=t, unk_token="<unk>")
+
+@settings(max_examples=40, deadline=None)
+@given(n_items=st.integers(2, 20), n=st.integers(1, 60), seed=st.integers(0, 10**6), template=st.sampled_from(list(list_templates)), bos=st.booleans())
+def test_lists(n_items, n, seed, template, bos):
+    prompts = laundry_list(tok, n_items, n, template, seed, bos)
+    assert len(prompts) == n
+    for i, p in enumerate(prompts):
+        items = p.info["items"].split(",")
+        assert len(set(items)) == n_items and items[p.info["position"]-1] == p.answer and p.info["position"] == i % n_items+1
+        again = [int(x) for x in p.info["mentioned"].split(",")]
+        assert sorted(again+[p.info["position"]]) == list(range(1, n_items+1))
+        for k, w in enumerate(items, 1): assert tok.convert_ids_to_tokens(p.tokens[p.roles[f"item{k}"]]) == w
+        second = [p.roles[f"mention{k}"] for k in again]
+        assert second == sorted(second) and min(second) > max(p.roles[f"item{k}"] for k in range(1, n_items+1))
+        assert p.roles["answer"] == p.roles[f"item{p.info['position']}"] and p.roles["END"] == len(p.tokens)-1
+        assert tok.convert_ids_to_tokens(p.answer_id) == p.answer and p.answer not in p.distractors and len(p.distractors) == n_items-1
+        assert (p.tokens[0] == tok.bos_token_id) == bos
+        kind = {"forward": again == sorted(again), "reversed": again == sorted(again)[::-1]}.get(p.info["order"])
+        assert kind if kind is not None else again not in (sorted(again), sorted(again)[::-1])
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(2, 90), seed=st.integers(0, 10**6), how=st.sampled_from(["swap", "exchange", "abc"]))
+def test_ioi_and_partners(n, seed, how):
+    prompts = ioi(tok, n, seed)
+    word = lambda p, r: tok.convert_ids_to_tokens(p.tokens[p.roles[r]])
+    for p in prompts:
+        assert word(p, "IO") == p.answer and word(p, "S1") == word(p, "S2") == p.distractors[0] != p.answer
+        assert (p.roles["IO"] < p.roles["S1"]) == (p.info["order"] == "ABBA") and p.roles["S1"] < p.roles["S2"] < p.roles["END"]
+    for p, q in zip(prompts, corrupt(prompts, how, seed)):
+        assert q.roles == p.roles and len(q.tokens) == len(p.tokens) and (q.answer_id, q.distractor_ids) == (p.answer_id, p.distractor_ids)
+        assert tuple(tok(q.text, add_special_tokens=False).input_ids) == q.tokens and q.text != p.text
+        changed = {r for r in ("IO", "S1", "S2") if p.tokens[p.roles[r]] != q.tokens[q.roles[r]]}
+        assert changed == {"swap": {"S2"}, "exchange": {"IO", "S1", "S2"}, "abc": {"S2"}}[how]
+        if how == "abc": assert len({word(q, r) for r in ("IO", "S1", "S2")}) == 3
+        if how == "swap": assert word(q, "S2") == p.answer
+        for r, (s, e) in q.spans.items(): assert r == "END" or q.text[s:e] == word(q, r)
+
+def test_same_seed_same_prompts():
+    assert ioi(tok, 50, 7) == ioi(tok, 50, 7) and ioi(tok, 50, 7) != ioi(tok, 50, 8)
+    assert laundry_list(tok, 5, 50, seed=7) == laundry_list(tok, 5, 50, seed=7) != laundry_list(tok, 5, 50, seed=8)
+    assert corrupt(ioi(tok, 50), "abc", 1) == corrupt(ioi(tok, 50), "abc", 1)
+
+def test_design_is_balanced():
+    f = ioi(tok, 240).frame()
+    assert f.groupby(["template", "order"]).size().unique().tolist() == [8] and f.template.nunique() >= 12
+    f = laundry_list(tok, 6, 180).frame()
+    assert f.groupby(["position", "order"]).size().unique().tolist() == [10]
+    assert len(list_templates) >= 5 and len(held_out) == 2 and len(set(ioi_names.split())) >= 80 and len(set(list_items.split())) >= 150
+
+def test_splitting_tokenizer_says_which_and_how_many():
+    with pytest.raises(TaskError, match=r"keeps only 0 of \d+ names.*20 are needed.*Mary"): ioi(spelled())
+    with pytest.raises(TaskError, match=r"items as single tokens, and 4 are needed"): laundry_list(spelled(), 4)
+
+def test_bad_requests():
+    for n in (1, 21):
+        with pytest.raises(TaskError, match="2 to 20"): laundry_list(tok, n)
+    with pytest.raises(TaskError, match="Unknown template"): laundry_list(tok, 3, template="x")
+    with pytest.raises(TaskError, match="Unknown corruption"): corrupt(ioi(tok, 4), "x")
+    with pytest.raises(TaskError, match="IOI prompts"): corrupt(laundry_list(tok, 3, 4))
+    with pytest.raises(TaskError, match="cannot be joined"): ioi(tok, 4)+ioi(tok, 4, bos=True)
+    none = tiny.tokenizer(); none.bos_token = None
+    with pytest.raises(TaskError, match="has none"): ioi(none, 4, bos=True)
+
+def test_indexing_and_groups():
+    prompts = ioi(tok, 60)
+    assert prompts[3] is prompts.prompts[3] and len(prompts[:10]) == 10 and len(prompts[torch.tensor([1, 2])]) == 2
+    assert len(prompts[prompts.pos("IO") < prompts.pos("S1")]) == 30 == len(prompts.where(order="ABBA"))
+    groups = prompts.groups(7)
+    assert sorted(i for g in groups for i in g) == list(range(60)) and max(map(len, groups)) <= 7
+    for g in groups: assert prompts[g].mask.all()
+
+def test_reprs():
+    p = laundry_list(tok, 3, 4)
+    assert 'title="item1, position' in p[0]._repr_html_() and "4 laundry_list prompts" in repr(p) and p[0].answer in repr(p[0])
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=6, unique=True))
+def test_fill_covers_its_words(fields):
+    words = {f: f*3+"x" for f in fields}
+    text, spans = _fill(_enumerate(fields), words)
+    assert [text[s:e] for s, e in spans.values()] == [words[f] for f in fields]

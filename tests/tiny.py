@@ -1,0 +1,65 @@
+"Tiny random models of several families, with a word-level tokenizer, saved to a folder"
+import re
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast,
+                          Qwen2Config, Qwen3Config)
+
+from talking_heads import data as D
+
+def words():
+    "Every word of the tasks, once"
+    text = " ".join([*D.ioi_templates, *D.list_templates.values(), D.ioi_names, D.ioi_places, D.ioi_objects, D.list_items, *D._numbers])
+    return list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", text))) + ["with", "a", "an"]
+
+def tokenizer(bos=False):
+    "One token a word, with BOS put before each text if asked for"
+    vocab = {w: i for i, w in enumerate(dict.fromkeys(["<unk>", "<s>", "</s>", *words()]))}
+    t = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    t.pre_tokenizer = pre_tokenizers.Whitespace()
+    if bos: t.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
+    return PreTrainedTokenizerFast(tokenizer_object=t, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+def config(kind, vocab):
+    "A config of three layers, small and deliberately uneven"
+    llama = dict(vocab_size=vocab, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                 max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    if kind == "gpt2": return GPT2Config(vocab_size=vocab, n_embd=48, n_layer=3, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2)
+    if kind == "neox":
+        return GPTNeoXConfig(vocab_size=vocab, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, bos_token_id=1,
+                             eos_token_id=2, max_position_embeddings=256, tie_word_embeddings=False)
+    if kind == "llama": return LlamaConfig(**llama)
+    if kind == "qwen2": return Qwen2Config(**llama)
+    if kind == "qwen3": return Qwen3Config(**llama, head_dim=16)
+    if kind == "gemma2": return Gemma2Config(**llama, head_dim=16, query_pre_attn_scalar=16, sliding_window=128)
+    if kind == "gemma3": return Gemma3TextConfig(**llama, head_dim=16, query_pre_attn_scalar=16, sliding_window=128)
+    raise KeyError(kind)
+
+kinds = ["gpt2", "neox", "llama", "qwen2", "qwen3", "gemma2", "gemma3"]
+
+def save(kind, folder: Path, seed=0):
+    "A random model of `kind` in `folder`, weights large enough that attention is far from uniform"
+    torch.manual_seed(seed)
+    tok = tokenizer(bos=kind.startswith("gemma"))
+    model = AutoModelForCausalLM.from_config(config(kind, len(tok)))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn_like(p)*(.15 if p.ndim == 2 else .1) + (1. if p.ndim == 1 and "norm" in name and not kind.startswith("gemma") else 0.))
+            if "ln_" in name and name.endswith("weight"): p.add_(1.)
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+class _AsSaved:
+    "Stands in for AutoTokenizer, which reads a Qwen folder's tokenizer as byte-level BPE whatever was saved"
+    @staticmethod
+    def from_pretrained(folder, **kwargs): return tokenizer(bos="gemma" in str(folder))
+
+def load(folder, **kwargs):
+    "`load_model` with the word-level tokenizer that belongs to the folder"
+    import talking_heads.hooks as H
+    auto, H.AutoTokenizer = H.AutoTokenizer, _AsSaved
+    try: return H.load_model(str(folder), device="cpu", **kwargs)
+    finally: H.AutoTokenizer = auto
