@@ -26,7 +26,7 @@ def friendly(f):
 # %% ../nbs/commands.ipynb #c007
 @call_parse
 @friendly
-def th_model(name:Param("smollm2, a Hugging Face id, or a folder",str,nargs="?")="smollm2"):
+def th_model(name:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,nargs="?")="smollm2"):
     "Find a model's files, convert the embedded one on first use, and print where they are and their hash"
     c = find_checkpoint(name)
     print(f"{c.name}: {c.path}\nsource {c.source}, sha256 {c.sha256}"+(f", revision {c.revision}" if c.revision else ""))
@@ -82,7 +82,7 @@ def _execute(notebook:Path, out:Path, params:dict):
     import papermill as pm
     from papermill.exceptions import PapermillExecutionError
     try: pm.execute_notebook(str(notebook), str(out/"paper.ipynb"), params, kernel_name="python3", cwd=str(notebook.parent),
-        progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=40"])
+        progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=50"])
     except PapermillExecutionError as e:
         if e.ename in _ours: raise OutputError(e.evalue) from e
         raise OutputError(f"A cell of the notebook failed ({e.ename}: {e.evalue}). The traceback is in {out/'paper.ipynb'}; finished steps are "

@@ -232,7 +232,7 @@ ioi_templates = [
     "After {A} and {B} met at the {place}, {S2} handed a {object} to",
     "Yesterday {A} and {B} were at the {place}, and {S2} showed a {object} to",
     "While {A} and {B} were working at the {place}, {S2} passed a {object} to",
-    "Friends {A} and {B} spent the day at the {place}, where {S2} gave a {object} to",
+    "This morning {A} and {B} walked to the {place}, and {S2} gave a {object} to",
     "At the {place}, {A} and {B} had a long talk. Afterwards, {S2} gave a {object} to",
     "The {place} was quiet when {A} and {B} came in, and {S2} offered a {object} to",
     "Because {A} and {B} liked the {place}, they stayed for hours. Later, {S2} sold a {object} to",

@@ -8,9 +8,10 @@ __all__ = ['load_model', 'provenance', 'task_args', 'Readout', 'readout', 'choic
            'path_patch', 'repeated_tokens', 'stripe_scores', 'inhibition_score', 'find_heads']
 
 # %% ../nbs/01_hooks.ipynb #c003
-import copy, inspect, warnings
-from dataclasses import dataclass
+import copy, inspect
 from contextlib import contextmanager
+from dataclasses import dataclass
+from .core import * # first: it silences a warning of the next imports
 import pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -20,7 +21,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.head_detector import (get_duplicate_token_head_detection_pattern, get_induction_head_detection_pattern,
     get_previous_token_head_detection_pattern)
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
-from .core import *
 from .checkpoints import *
 from .data import *
 
@@ -36,7 +36,7 @@ def _hf_model(c:Checkpoint, dtype:torch.dtype):
             local_files_only=True, use_safetensors=True, output_loading_info=True)
     except Exception as e: raise ModelError(_load_help(c,e)) from e
     _check_weights(c, hf, info)
-    return hf.eval().requires_grad_(False)
+    return hf.eval()
 
 # %% ../nbs/01_hooks.ipynb #c007
 def _load_help(c:Checkpoint, e:Exception)->str:
