@@ -205,7 +205,7 @@ def attention_by_role(df:pd.DataFrame, # one row per head and role: `name role m
     return _finish(chart, title, subtitle, said)
 
 # %% ../nbs/charts.ipynb #c051
-_units = {"accuracy":"accuracy (share of prompts)", "logit difference":"logit difference, IO minus S (nats)"}
+_units = {"accuracy":"accuracy (share of prompts)", "logit difference":"logit difference, IO minus S (logits)"}
 
 def _template_x(d, metric):
     "Horizontal axis of one metric: shares run from 0 to 1, anything else from zero to its ends"
@@ -408,7 +408,7 @@ _js_dark = """
   }"""
 
 # %% ../nbs/charts.ipynb #c086
-_js_fit = """
+_js_wrap = """
   const pen = document.createElement("canvas").getContext("2d")
   const wrap = (text, wide, style) => {
     pen.font = style + " " + family
@@ -416,7 +416,10 @@ _js_fit = """
       const longer = (lines[lines.length - 1] + " " + word).trim()
       return pen.measureText(longer).width < wide ? [...lines.slice(0, -1), longer] : [...lines, word]
     }, [""]).filter(line => line)
-  }
+  }"""
+
+# %% ../nbs/charts.ipynb #c087
+_js_fit = _js_wrap+"""
   const fit = (s, wide) => {
     if (typeof s.title == "string" || Array.isArray(s.title)) s.title = {text: s.title}
     if (s.title?.text) s.title.text = wrap(s.title.text, wide - 10, "600 15px")
@@ -435,7 +438,7 @@ _js_fit = """
     return s
   }"""
 
-# %% ../nbs/charts.ipynb #c087
+# %% ../nbs/charts.ipynb #c088
 _js_draw = """
   const draw = async host => {
     const dark = isDark(host), [view, controls] = host.children
@@ -447,7 +450,7 @@ _js_draw = """
   }
   const fail = host => { host.firstElementChild.textContent = "The chart could not be drawn here. " + said }"""
 
-# %% ../nbs/charts.ipynb #c089
+# %% ../nbs/charts.ipynb #c090
 _js_watch = """
   const watch = host => {
     let seen = "", busy = Promise.resolve()
@@ -462,7 +465,7 @@ _js_watch = """
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
   }"""
 
-# %% ../nbs/charts.ipynb #c091
+# %% ../nbs/charts.ipynb #c092
 _js_load = """
   const fetchOne = src => new Promise((ok, no) =>
     document.head.append(Object.assign(document.createElement("script"), {src, onload: ok, onerror: no})))
@@ -478,7 +481,7 @@ _js_load = """
   const loaded = window.talkingHeadsVega = window.talkingHeadsVega || load()
   loaded.then(() => hosts.forEach(watch), () => hosts.forEach(fail))"""
 
-# %% ../nbs/charts.ipynb #c092
+# %% ../nbs/charts.ipynb #c093
 def _js(x):
     "`x` as a JavaScript literal that is safe inside a script element"
     return json.dumps(x, separators=(",",":")).replace("<","\\u003c").replace(">","\\u003e").replace("&","\\u0026")
@@ -490,7 +493,7 @@ def spoken(spec:dict, # a Vega-Lite spec
     title = title.get("text","") if isinstance(title,dict) else title
     return spec.get("description") or (title if isinstance(title,str) else " ".join(title)) or "A chart without a description."
 
-# %% ../nbs/charts.ipynb #c094
+# %% ../nbs/charts.ipynb #c095
 def chart_html(spec:dict, # a Vega-Lite spec with its data inside
               )->str: # one `div` and one `script`
     "HTML that draws `spec` with the page's own Vega, in the page's colours and width"
@@ -504,7 +507,7 @@ def chart_html(spec:dict, # a Vega-Lite spec with its data inside
             f'<div class="th-controls" style="font-size:.85em;line-height:1.8"></div></div>\n'
             f"<script>(() => {{\n{script}\n}})()</script>")
 
-# %% ../nbs/charts.ipynb #c096
+# %% ../nbs/charts.ipynb #c097
 def mimebundle(spec:dict, # a Vega-Lite spec with its data inside
                **kwargs, # ignored; Altair passes its display options
               )->dict: # mime type to content
@@ -517,7 +520,7 @@ def enable():
     alt.renderers.enable("talking_heads")
     alt.theme.register("talking_heads", enable=True)(lambda: alt.theme.ThemeConfig(theme()))
 
-# %% ../nbs/charts.ipynb #c101
+# %% ../nbs/charts.ipynb #c102
 def _svg(spec):
     "`spec` as SVG text with its description inside; draws without any network"
     import vl_convert
@@ -525,7 +528,7 @@ def _svg(spec):
     svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(spoken(spec))}" ', 1)
 
-# %% ../nbs/charts.ipynb #c102
+# %% ../nbs/charts.ipynb #c103
 def save_chart(chart:alt.TopLevelMixin, # any Altair chart
                folder:Path, # made if it is not there
                name:str, # file name without ending

@@ -47,6 +47,7 @@ def weight_files(path:Path, # folder of a checkpoint
         if gone := sorted(shards-{f.name for f in files}):
             raise CheckpointError(f"{path} lacks {len(gone)} of {len(shards)} shards named in its index, first {gone[0]}. Fetch the model again.")
         files = [f for f in files if f.name in shards]
+    elif (path/"model.safetensors").is_file(): files = [path/"model.safetensors"]
     if not files: raise CheckpointError(_no_weights(path))
     return files
 

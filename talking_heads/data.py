@@ -205,7 +205,8 @@ def _place(d:_Draft, ids:list, offsets:list, start:tuple)->Prompt|None:
     at = {r:_token_at(offsets,s) for r,s in d.spans.items()}
     if None in at.values(): return None
     roles = {r:p+len(start) for r,p in at.items()} | {"END":len(start)+len(ids)-1}
-    spans = d.spans | {"END":offsets[-1]}
+    start_end,stop = offsets[-1]
+    spans = d.spans | {"END":(stop-len(d.text[start_end:stop].strip()),stop)}
     return Prompt(d.text, start+tuple(ids), roles, spans, d.answer, d.ids[d.answer],
                   d.distractors, tuple(d.ids[w] for w in d.distractors), d.info)
 
