@@ -16,7 +16,7 @@ def pair(request, tmp_path_factory):
     "Our model and plain transformers' on the same folder"
     folder = tiny.save(request.param, tmp_path_factory.mktemp(request.param))
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    return request.param, tiny.load(folder), plain
+    return request.param, load_model(str(folder), device="cpu"), plain
 
 def layers(plain): return plain.gpt_neox.layers if hasattr(plain, "gpt_neox") else plain.transformer.h if hasattr(plain, "transformer") else plain.model.layers
 def attn(layer): return getattr(layer, "self_attn", None) or getattr(layer, "attention", None) or layer.attn
@@ -193,7 +193,7 @@ def test_bad_requests(pair):
 
 def test_a_planted_mover_is_found(tmp_path):
     "A head that attends to IO and copies it is called a mover; the rule needs no name"
-    model = tiny.load(tiny.save("gpt2", tmp_path))
+    model = load_model(str(tiny.save("gpt2", tmp_path)), device="cpu")
     prompts = prompts_of(model, 60)
     r = readout(model, prompts)
     att, dla = r.attention.clone()*0, torch.randn(60, 3, 4, generator=torch.Generator().manual_seed(0))*.05

@@ -1,11 +1,12 @@
 "Tiny random models of several families, with a word-level tokenizer, saved to a folder"
+import json
 import re
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast,
-                          Qwen2Config, Qwen3Config)
+                          Qwen2Config, Qwen2Tokenizer, Qwen3Config)
 
 from talking_heads import data as D
 
@@ -21,6 +22,14 @@ def tokenizer(bos=False):
     t.pre_tokenizer = pre_tokenizers.Whitespace()
     if bos: t.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
     return PreTrainedTokenizerFast(tokenizer_object=t, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+def byte_level():
+    "Byte-level BPE trained until each word is one token: AutoTokenizer reads a Qwen folder's tokenizer as that, whatever was saved"
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    t.train_from_iterator([" "+w for w in words()]*2, trainers.BpeTrainer(vocab_size=9000, special_tokens=["<|endoftext|>"], show_progress=False,
+                                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return Qwen2Tokenizer(**{k: json.loads(t.to_str())["model"][k] for k in ("vocab",)}, merges=[tuple(m) for m in json.loads(t.to_str())["model"]["merges"]])
 
 def config(kind, vocab):
     "A config of three layers, small and deliberately uneven"
@@ -42,7 +51,7 @@ kinds = ["gpt2", "neox", "llama", "qwen2", "qwen3", "gemma2", "gemma3"]
 def save(kind, folder: Path, seed=0):
     "A random model of `kind` in `folder`, weights large enough that attention is far from uniform"
     torch.manual_seed(seed)
-    tok = tokenizer(bos=kind.startswith("gemma"))
+    tok = byte_level() if kind.startswith("qwen") else tokenizer(bos=kind.startswith("gemma"))
     model = AutoModelForCausalLM.from_config(config(kind, len(tok)))
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -51,15 +60,3 @@ def save(kind, folder: Path, seed=0):
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder
-
-class _AsSaved:
-    "Stands in for AutoTokenizer, which reads a Qwen folder's tokenizer as byte-level BPE whatever was saved"
-    @staticmethod
-    def from_pretrained(folder, **kwargs): return tokenizer(bos="gemma" in str(folder))
-
-def load(folder, **kwargs):
-    "`load_model` with the word-level tokenizer that belongs to the folder"
-    import talking_heads.hooks as H
-    auto, H.AutoTokenizer = H.AutoTokenizer, _AsSaved
-    try: return H.load_model(str(folder), device="cpu", **kwargs)
-    finally: H.AutoTokenizer = auto
