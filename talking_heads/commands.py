@@ -32,26 +32,26 @@ def th_model(name:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
     print(f"{c.name}: {c.path}\nsource {c.source}, sha256 {c.sha256}"+(f", revision {c.revision}" if c.revision else ""))
 
 # %% ../nbs/commands.ipynb #c009
-def _follow(path:Path, done:threading.Event):
-    "Draw the loops that report to `path` until `done`: a bar on a terminal, else a line per kind of loop"
+def _draw(bars:dict, r:dict):
+    "Move the bar of the loop that `r` belongs to; a loop inside a loop has its bar below"
     from tqdm import tqdm
-    bar,desc,tty,seen = None,None,sys.stderr.isatty(),set()
-    with open(path,encoding="utf-8") as f:
-        while not done.wait(.2):
-            for line in f:
-                r = json.loads(line)
-                if r["desc"] not in seen and not tty: print(f"  {r['desc']}", file=sys.stderr, flush=True)
-                seen.add(r["desc"])
-                if tty and (bar is None or r["desc"]!=desc or r["n"]==0): bar = _new_bar(tqdm,bar,r)
-                if bar: bar.update(r["n"]-bar.n)
-                desc = r["desc"]
-    if bar: bar.close()
+    if r["desc"] not in bars: bars[r["desc"]] = tqdm(total=r["total"], desc=r["desc"], leave=False, position=1+len(bars), file=sys.stderr)
+    bar = bars[r["desc"]]
+    bar.update(r["n"]-bar.n)
+    if r["n"]>=r["total"]: bars.pop(r["desc"]).close()
 
 # %% ../nbs/commands.ipynb #c010
-def _new_bar(tqdm, old, r:dict):
-    "A bar for the loop that `r` belongs to, in place of the last one"
-    if old: old.close()
-    return tqdm(total=r["total"], desc=r["desc"], leave=False, position=1, file=sys.stderr)
+def _follow(path:Path, done:threading.Event):
+    "Draw the loops that report to `path` until `done`: bars on a terminal, else a line per kind of loop"
+    bars,seen,tty,rest = {},set(),sys.stderr.isatty(),""
+    with open(path,encoding="utf-8") as f:
+        while not done.wait(.2):
+            *lines,rest = (rest+f.read()).split("\n") # the last line may not be finished yet
+            for r in map(json.loads,lines):
+                if tty: _draw(bars,r)
+                elif r["desc"] not in seen: print(f"  {r['desc']}", file=sys.stderr, flush=True)
+                seen.add(r["desc"])
+    for b in bars.values(): b.close()
 
 # %% ../nbs/commands.ipynb #c011
 def _paper_notebook()->Path:
