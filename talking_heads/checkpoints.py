@@ -7,7 +7,7 @@ __all__ = ['known_names', 'Checkpoint', 'read_config', 'weight_files', 'check_sa
            'find_checkpoint']
 
 # %% ../nbs/checkpoints.ipynb #c003
-import difflib, io, json, os, re, shutil, sys, tempfile
+import difflib, errno, io, json, os, re, shutil, sys, tempfile
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -57,7 +57,8 @@ def _no_weights(path:Path)->str:
     if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
         return (f"{path} has weights only as pickle files, which can run code when opened, so they are refused. Convert them where you "
                 "trust them: load with transformers and call model.save_pretrained(folder, safe_serialization=True).")
-    return f"{path} holds no *.safetensors file. Save the model there with save_pretrained, or fetch it again."
+    return (f"{path} holds no *.safetensors file. Save the model there with save_pretrained, or choose a repository or revision that has safetensors "
+            "(pickle files are not fetched).")
 
 # %% ../nbs/checkpoints.ipynb #c011
 def check_safetensors(f:Path, # a safetensors file
@@ -188,20 +189,35 @@ def _unknown(name:str)->ModelError:
     return ModelError(f"{name!r} is neither a model this package knows, nor a folder here, nor a Hugging Face id (owner/name). "
         f"Nearest: {', '.join(near)}.")
 
-# %% ../nbs/checkpoints.ipynb #c031
+# %% ../nbs/checkpoints.ipynb #c032
+def _cached(name:str, revision:str|None)->Path|None:
+    "The snapshot in the local cache, if it is there with its weights"
+    from huggingface_hub import snapshot_download
+    try: path = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception: return None
+    return path if (path/"config.json").is_file() and any(path.glob("*.safetensors")) else None
+
+# %% ../nbs/checkpoints.ipynb #c033
+def _fetched(name:str, revision:str|None)->Path:
+    "The snapshot, fetched from the hub"
+    from huggingface_hub import snapshot_download
+    try: return Path(snapshot_download(name, revision=revision, allow_patterns=_hub_files, ignore_patterns=["*/*","consolidated*"]))
+    except Exception as e:
+        if getattr(e,"errno",None)==errno.ENOSPC: raise unwritable("the Hugging Face cache",e) from e
+        raise ModelError(_hub_help(name, revision, e)) from e
+
+# %% ../nbs/checkpoints.ipynb #c034
 _hub_files = ["*.json","*.safetensors","tokenizer*","*.model","*.txt","*.jinja"]
 
 def _hub(name:str, revision:str|None)->Checkpoint:
     "A hub repository's snapshot from the local cache, or fetched: root-level safetensors and small files only"
-    from huggingface_hub import snapshot_download
-    try: path = Path(snapshot_download(name, revision=revision, allow_patterns=_hub_files, ignore_patterns=["*/*"]))
-    except Exception as e: raise ModelError(_hub_help(name, revision, e)) from e
+    path = _cached(name,revision) or _fetched(name,revision)
     read_config(path)
     files = weight_files(path)
     for f in files: check_safetensors(f)
     return Checkpoint(name, path, "hub", sha256_many(map(_remembered_sha256,files)), path.name)
 
-# %% ../nbs/checkpoints.ipynb #c032
+# %% ../nbs/checkpoints.ipynb #c035
 def _hub_help(name:str, revision:str|None, e:Exception)->str:
     "What to do when the hub gives nothing"
     kind,at = type(e).__name__,f" at revision {revision}" if revision else ""
@@ -211,7 +227,7 @@ def _hub_help(name:str, revision:str|None, e:Exception)->str:
     return (f"{name!r}{at} is not in the local Hugging Face cache and the hub cannot be reached ({kind}). On a machine with a network run "
             f"`hf download {name}`, copy the folder here, and pass its path; or set HF_HOME to a cache that has it; or use the embedded smollm2.")
 
-# %% ../nbs/checkpoints.ipynb #c033
+# %% ../nbs/checkpoints.ipynb #c036
 def _local(name:str, path:Path)->Checkpoint:
     "A folder on this machine, its small files read and the length of its large ones checked"
     read_config(path)
@@ -219,7 +235,7 @@ def _local(name:str, path:Path)->Checkpoint:
     for f in files: check_safetensors(f)
     return Checkpoint(name, path, "local", sha256_many(map(_remembered_sha256,files)))
 
-# %% ../nbs/checkpoints.ipynb #c034
+# %% ../nbs/checkpoints.ipynb #c037
 def find_checkpoint(name:str="smollm2", # embedded name, folder, or Hugging Face id
                     revision:str|None=None, # branch, tag or commit of a hub id
                    )->Checkpoint: # raises `ModelError` or `CheckpointError`

@@ -6,7 +6,7 @@
 __all__ = ['friendly', 'th_model', 'headline', 'Short', 'th_paper']
 
 # %% ../nbs/commands.ipynb #c003
-import functools, json, os, signal, sys, tempfile, threading, time
+import functools, hashlib, json, os, signal, sys, tempfile, threading, time
 from pathlib import Path
 from fastcore.script import Param, call_parse, store_true
 from .core import *
@@ -26,9 +26,10 @@ def friendly(f):
 # %% ../nbs/commands.ipynb #c007
 @call_parse
 @friendly
-def th_model(name:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,nargs="?")="smollm2"):
+def th_model(name:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,nargs="?")="smollm2",
+             revision:Param("branch, tag or commit of a Hugging Face id",str)=None):
     "Find a model's files, convert the embedded one on first use, and print where they are and their hash"
-    c = find_checkpoint(name)
+    c = find_checkpoint(name,revision)
     print(f"{c.name}: {c.path}\nsource {c.source}, sha256 {c.sha256}"+(f", revision {c.revision}" if c.revision else ""))
 
 # %% ../nbs/commands.ipynb #c009
@@ -78,15 +79,18 @@ def _parameters(notebook:Path, given:list)->dict:
 _ours = {c.__name__ for c in TalkingHeadsError.__subclasses__()} | {"ChartError"}
 
 def _execute(notebook:Path, out:Path, params:dict):
-    "Run the notebook into `out/paper.ipynb`, saving after each cell"
+    "Run the notebook, saving after each cell; it becomes `out/paper.ipynb` unless the run was refused"
     import papermill as pm
     from papermill.exceptions import PapermillExecutionError
-    try: pm.execute_notebook(str(notebook), str(out/"paper.ipynb"), params, kernel_name="python3", cwd=str(notebook.parent),
+    part = out/".paper.ipynb.part.ipynb"
+    try: pm.execute_notebook(str(notebook), str(part), params, kernel_name="python3", cwd=str(notebook.parent),
         progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=50"])
     except PapermillExecutionError as e:
-        if e.ename in _ours: raise OutputError(e.evalue) from e
+        if e.ename in _ours: part.unlink(missing_ok=True); raise OutputError(e.evalue) from e
         raise OutputError(f"A cell of the notebook failed ({e.ename}: {e.evalue}). The traceback is in {out/'paper.ipynb'}; finished steps are "
             "kept, and --resume goes on from there.") from e
+    finally:
+        if part.is_file(): part.replace(out/"paper.ipynb")
 
 # %% ../nbs/commands.ipynb #c016
 def _with_progress(f):
@@ -121,10 +125,17 @@ class Short(Param):
     pre = "-"
 
 # %% ../nbs/commands.ipynb #c021
-def _paper(model, seed, out, device, resume, given):
+def _code_of(notebook:Path)->str: # 64 hexadecimal digits
+    "A hash of the notebook's code, so that a step is not reused after its cell was edited"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return hashlib.sha256(json.dumps([c["source"] for c in cells if c["cell_type"]=="code"]).encode()).hexdigest()
+
+# %% ../nbs/commands.ipynb #c022
+def _paper(model, seed, out, resume, given, **params):
     "Check the folder and the parameters, run the notebook, make the page, say where everything is"
     notebook,out = _paper_notebook(),Path(out).expanduser().resolve()
-    params = dict(model=model, seed=seed, device=device, out=str(out), resume=resume) | _parameters(notebook,given)
+    if Path(model).expanduser().is_dir(): model = str(Path(model).expanduser().resolve())
+    params |= dict(model=model, seed=seed, out=str(out), resume=resume, notebook_sha256=_code_of(notebook)) | _parameters(notebook,given)
     with atomic_path(out/"writable") as p: p.write_text("")
     (out/"writable").unlink()
     _with_progress(lambda: _execute(notebook,out,params))
@@ -132,17 +143,19 @@ def _paper(model, seed, out, device, resume, given):
     page = to_html(out/"paper.ipynb", out/"paper.html", title=f"Talking heads in {model}")
     print(f"{headline(read_results(out))}\n\nNotebook  {out/'paper.ipynb'}\nOne page  {page}\nResults   {out/'results.json'}")
 
-# %% ../nbs/commands.ipynb #c022
+# %% ../nbs/commands.ipynb #c023
 @call_parse
 @friendly
 def th_paper(model:Param("smollm2, a Hugging Face id, or a folder",str)="smollm2",
              seed:Param("seed of every prompt and every interval",int)=0,
              out:Param("folder for the run; made if missing",str)="runs/paper",
              device:Param("cpu, cuda, cuda:1; the GPU if there is one",str)=None,
+             dtype:Param("float32, bfloat16 or float16",str)="float32",
+             revision:Param("branch, tag or commit of a Hugging Face id, e.g. step1000 for Pythia",str)=None,
              resume:Param("keep the finished steps of the same run in that folder",store_true)=False,
              p:Short("another parameter of the notebook and its value, e.g. -p n_prompts 50",nargs=2,action="append")=None):
     "Rerun the paper on a model: an executed notebook, one offline page, results.json, tables and charts"
-    try: _paper(model, seed, out, device, resume, p or [])
+    try: _paper(model, seed, out, resume, p or [], device=device, dtype=dtype, revision=revision)
     except KeyboardInterrupt:
         print(f"\nInterrupted. Finished steps are kept in {out}; the same command with --resume goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None

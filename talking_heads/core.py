@@ -47,8 +47,8 @@ _head_re = re.compile(r"L?(\d+)[.H](\d+)", re.IGNORECASE)
 def parse_head(x, # `"9.9"`, `"L9H9"`, `(9,9)` or a `Head`
               )->Head:
     "The `Head` that `x` names; raises `HeadError` on anything else"
-    if isinstance(x,(tuple,list)) and len(x)==2: return Head(int(x[0]),int(x[1]))
-    m = _head_re.fullmatch(str(x).strip())
+    if isinstance(x,(tuple,list)) and len(x)==2 and min(x)>=0: return Head(int(x[0]),int(x[1]))
+    m = None if isinstance(x,float) else _head_re.fullmatch(str(x).strip()) # the float 9.10 would read as head 9.1
     if not m: raise HeadError(f"{x!r} names no head. Write layer and head as 9.9 or L9H9.")
     return Head(int(m[1]),int(m[2]))
 
@@ -58,7 +58,7 @@ def check_heads(heads, # one head or several, in any form `parse_head` reads
                 n_heads:int, # heads per layer
                )->list[Head]:
     "`heads` parsed, or `HeadError` for the first one the model does not have"
-    if isinstance(heads,(str,Head)): heads = [heads]
+    if isinstance(heads,(str,Head)) or all(isinstance(h,int) for h in heads): heads = [heads]
     parsed = [parse_head(h) for h in heads]
     for h in parsed:
         if not (h.layer<n_layers and h.head<n_heads):

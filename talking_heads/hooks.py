@@ -33,7 +33,7 @@ def _hf_model(c:Checkpoint, dtype:torch.dtype):
         raise ModelError(f"{c.name} is a {', '.join(kinds)}, which does not predict the next token. Choose a causal language model.")
     try:
         with quiet_transformers(): hf,info = AutoModelForCausalLM.from_pretrained(c.path, dtype=dtype, attn_implementation="eager",
-            local_files_only=True, use_safetensors=True, output_loading_info=True)
+            local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     except Exception as e: raise ModelError(_load_help(c,e)) from e
     _check_weights(c, hf, info)
     return hf.eval()
@@ -84,7 +84,7 @@ def load_model(name:str="smollm2", # embedded name, folder, or Hugging Face id
     "A ready model on raw weights, in eval mode, with `model.checkpoint` saying where it came from"
     c,device,dtype = find_checkpoint(name,revision),_device(device),_dtype(dtype)
     hf = _hf_model(c,dtype).to(device)
-    tok = AutoTokenizer.from_pretrained(c.path, local_files_only=True)
+    tok = AutoTokenizer.from_pretrained(c.path, local_files_only=True, trust_remote_code=False)
     model = TransformerBridge.boot_transformers(str(c.path), hf_model=hf, tokenizer=tok, device=device, dtype=dtype)
     model.cfg.default_prepend_bos = _wants_bos(tok) if bos is None else bos
     _true_rotary_base(model, hf.config)
@@ -120,6 +120,7 @@ def _check_bos(model, prompts:Prompts):
 class Readout:
     "What one forward pass over a batch of prompts left behind"
     prompts:Prompts
+    query:str # query role
     logits:Tensor # (batch d_vocab) at END
     attention:Tensor # (batch layer head role) from the query role to each key role
     roles:tuple # key roles, the last axis of `attention`
@@ -168,7 +169,7 @@ def readout(model:TransformerBridge, # from `load_model`
     back = torch.tensor(order).argsort()
     join = lambda k: torch.cat([p[k] for p in parts])[back]
     scales = {k:torch.cat([p["scales"][k] for p in parts])[back] for k in parts[0]["scales"]}
-    return Readout(prompts, join("logits"), join("attention"), tuple(to), join("z"), scales)
+    return Readout(prompts, query, join("logits"), join("attention"), tuple(to), join("z"), scales)
 
 # %% ../nbs/01_hooks.ipynb #c027
 def _stack_pos(prompts:Prompts, roles)->Tensor: # (batch role)
@@ -216,6 +217,7 @@ def direct_logit_attribution(model:TransformerBridge, # from `load_model`
                              r:Readout, # with END as the query
                             )->Tensor: # (batch layer head) in logits
     "How much each head's own write at END raises the answer over the mean distractor, norm scales held fixed"
+    if r.query!="END": raise TaskError(f"Direct logit attribution needs what heads write at END; this readout's query is {r.query}.")
     g,post,out = _answer_direction(model,r),_post_norms(model),[]
     for l,block in enumerate(model.blocks):
         gl = _pull_back(post[l], g, r.scales[f"post.{l}"].float()) if l in post else g
@@ -269,7 +271,7 @@ def _joined(prompts:Prompts, parts:list, order:list)->Readout:
     back = torch.tensor(order).argsort()
     cat = lambda f: torch.cat([f(p) for p in parts])[back]
     scales = {k:cat(lambda p: p.scales[k]) for k in parts[0].scales}
-    return Readout(prompts, cat(lambda p:p.logits), cat(lambda p:p.attention), parts[0].roles, cat(lambda p:p.z), scales)
+    return Readout(prompts, parts[0].query, cat(lambda p:p.logits), cat(lambda p:p.attention), parts[0].roles, cat(lambda p:p.z), scales)
 
 # %% ../nbs/01_hooks.ipynb #c053
 class Reruns:
@@ -358,8 +360,6 @@ def split_inputs(model:TransformerBridge):
 # %% ../nbs/01_hooks.ipynb #c065
 def _sent(model, h:Head, clean:Tensor, corrupted:Tensor)->Tensor: # (batch d_model)
     "What changes in the residual stream at one position when `h` writes its corrupted output"
-    if h.layer in _post_norms(model): raise ModelError(f"Layer {h.layer} normalises its attention output before adding it, so a head's message "
-        "is not a separate term there. Path patching is not defined for this architecture; use ablate.")
     dz = (corrupted-clean)[:,h.layer,h.head]
     return dz @ model.blocks[h.layer].attn.W_O[h.head].detach().to(dz)
 
@@ -368,8 +368,9 @@ def _deliver(receivers:list[Head], senders:list[Head], messages:Tensor, pos:Tens
     "Hooks that add message j to the receivers' inputs in variant j; `messages` (batch sender d_model), `pos` (batch)"
     def f(h):
         def hook(x, hook):
-            n = len(senders); rows = torch.arange(len(x))
+            n,rows = len(senders),torch.arange(len(x))
             m = torch.stack([messages[:,j]*(s.layer<h.layer) for j,s in enumerate(senders)],1).flatten(0,1)
+            x = x.clone() # the inputs of a layer's heads may share memory
             x[rows,pos.repeat_interleave(n),h.head] += m.to(x)
             return x
         return hook
@@ -384,6 +385,8 @@ def _check_paths(model, senders:list, receivers:list, mode:str)->tuple[list[Head
     receivers = check_heads(receivers,model.cfg.n_layers,model.cfg.n_heads if mode=="Q" else kv)
     last = max(r.layer for r in receivers)
     if late := [str(s) for s in senders if s.layer>=last]: raise HeadError(f"Senders {', '.join(late)} are not in an earlier layer than any receiver.")
+    try: patching._check_direct_path_support(model, [s.layer for s in senders], "q")
+    except ValueError as e: raise ModelError(f"{e} Path patching is not defined for this architecture; use ablate.") from e
     return senders,receivers
 
 # %% ../nbs/01_hooks.ipynb #c068
@@ -466,7 +469,7 @@ def inhibition_score(attention:Tensor, # (... observer role) with roles IO, S1, 
 
 # %% ../nbs/01_hooks.ipynb #c083
 def _scored(x:Tensor, cls:str, seed:int, floor:float=0., also:Tensor|None=None, sign:int=1)->pd.DataFrame:
-    "Rows of one class: mean of `x` (n layer head) with its bootstrap interval, called when all of `sign*x` lies above 0 and its mean above `floor`"
+    "Rows of one class: mean of `x` (n layer head) with its interval; called if the interval of `sign*x` lies above 0 and its mean above `floor`"
     low,high = bootstrap_ci(x.flatten(1).double(), dim=0, generator=derive_generator(seed,cls))
     mean,heads = x.double().mean(0),[Head(l,h) for l in range(x.shape[1]) for h in range(x.shape[2])]
     called = (sign*mean.flatten()>=floor)&((low if sign>0 else -high)>0)
@@ -489,7 +492,8 @@ def _mover_rows(model, r:Readout, seed:int)->pd.DataFrame:
     "Movers and negative movers from direct logit attribution and attention"
     dla,att = direct_logit_attribution(model,r),r.attention.mean(0)
     looks = (att[...,0]>att[...,1])&(att[...,0]>att[...,2])
-    floor = .05*abs(float(logit_diff(r).mean()))
+    able = bootstrap_ci(logit_diff(r).double(), generator=derive_generator(seed,"able"))[0]>0
+    floor = .05*float(logit_diff(r).mean()) if able else float("inf")
     pos,neg = (_scored(dla, cls, seed, floor, looks, sign) for cls,sign in (("mover",1),("negative_mover",-1)))
     return pd.concat([pos,neg])
 

@@ -31,7 +31,7 @@ class RunFolder:
         self.key = json.loads(json.dumps(key|{"code":code_hash()}))
         old = self._old_key()
         if resume and old is not None: self._same(old)
-        else: self._clear()
+        else: self._clear(old is not None)
         write_json(self.key, self.path/"tables"/"key.json")
 
 # %% ../nbs/runs.ipynb #c008
@@ -51,8 +51,10 @@ def _same(self:RunFolder, old:dict):
 
 # %% ../nbs/runs.ipynb #c009
 @patch
-def _clear(self:RunFolder):
-    "Remove what an earlier run left, and nothing else"
+def _clear(self:RunFolder, ours:bool):
+    "Remove what an earlier run left; refuse a folder where `tables` or `charts` are somebody else's"
+    theirs = [d for d in ("tables","charts") if not ours and (self.path/d).is_dir() and any((self.path/d).iterdir())]
+    if theirs: raise OutputError(f"{self.path} has a folder {theirs[0]} that no run of this package made. Choose another folder.")
     for d in ("tables","charts"): shutil.rmtree(self.path/d, ignore_errors=True)
     for f in ("results.json","paper.html"): (self.path/f).unlink(missing_ok=True)
     try: (self.path/"tables").mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def test_killed_and_resumed(run, folder, tmp_path):
     _, err = p.communicate(timeout=60)
     assert p.returncode == 130 and "--resume" in err and "Traceback" not in err
     stamp = (out/"tables"/"heads.parquet").stat().st_mtime_ns
-    assert not list((out/"tables").glob(".*")) and not (out/"results.json").exists()
+    assert not list((out/"tables").glob(".*")) and (out/"paper.ipynb").exists() and not (out/"results.json").exists()
     other = th("th_paper", "--model", folder, "--out", out, "--resume", "--seed", 5, *few)
     assert other.returncode == 1 and "other settings (seed" in other.stderr
     assert th("th_paper", "--model", folder, "--out", out, "--resume", *few).returncode == 0

@@ -44,7 +44,7 @@ def test_scores_by_hand():
     for i, p in enumerate(prompts): # right and on top; right among the items only; wrong
         logits[i, p.answer_id], logits[i, p.distractor_ids[0]] = [(3., 1.), (2., 1.), (1., 4.)][i]
     logits[1, 0] = 9.
-    r = Readout(prompts, logits, torch.zeros(3, 1, 1, 0), (), torch.zeros(3, 1, 1, 1), {})
+    r = Readout(prompts, "END", logits, torch.zeros(3, 1, 1, 0), (), torch.zeros(3, 1, 1, 1), {})
     df = prompt_scores(r)
     assert df.correct.tolist() == [True, True, False] and df.top1.tolist() == [True, False, False] and df.logit_diff.tolist() == [2., 1., -3.]
     assert torch.equal(choice_logits(r)[0, :2], torch.tensor([3., 1.])) and torch.equal(logit_diff(r), torch.tensor([2., 1., -3.]))
@@ -59,7 +59,7 @@ def test_inhibition_score_by_hand():
 def test_attention_rows_add_up():
     prompts = laundry_list(tiny.tokenizer(), 3, 5)
     a = torch.rand(5, 2, 2, 2)/2
-    r = Readout(prompts, torch.zeros(5, 1), a, ("item1", "item2"), torch.zeros(5, 2, 2, 1), {})
+    r = Readout(prompts, "END", torch.zeros(5, 1), a, ("item1", "item2"), torch.zeros(5, 2, 2, 1), {})
     rows = attention_rows(r, ["1.0"])
     assert rows["mean"].sum() == pytest.approx(1., abs=1e-6) and rows.role.tolist() == ["item1", "item2", "other"]
     assert rows["mean"][0] == pytest.approx(float(a[:, 1, 0, 0].mean()), abs=1e-6)

@@ -134,7 +134,7 @@ def test_path_patch_equals_a_recomputed_input(pair, mode, role):
     "The receiver's query, key or value is recomputed from its norm and weight, for one sender"
     kind, model, _ = pair
     if kind.startswith("gemma"):
-        with pytest.raises(ModelError, match="normalises"): path_patch(model, prompts_of(model, 4), corrupt(prompts_of(model, 4)), ["0.1"], ["2.1"], mode, role)
+        with pytest.raises(ModelError, match="not defined for this architecture"): path_patch(model, prompts_of(model, 4), corrupt(prompts_of(model, 4)), ["0.1"], ["2.1"], mode, role)
         return
     prompts = prompts_of(model, 6)
     dirty, sender, (l, h) = corrupt(prompts, "abc"), Head(0, 1), (2, 1)
@@ -189,6 +189,7 @@ def test_bad_requests(pair):
     with pytest.raises(HeadError, match="Q, K or V"): path_patch(model, prompts, prompts, ["0.0"], ["1.0"], "X")
     with pytest.raises(HeadError, match="earlier layer"): path_patch(model, prompts, prompts, ["2.0"], ["1.0"])
     with pytest.raises(HeadError, match="mean or zero"): ablate(model, prompts, "0.0", how="noise")
+    with pytest.raises(TaskError, match="needs what heads write at END"): direct_logit_attribution(model, readout(model, prompts, query="S2"))
     with pytest.raises(TaskError, match="one length"): Reruns(model, prompts_of(model, 30))
 
 def test_a_planted_mover_is_found(tmp_path):
@@ -196,6 +197,7 @@ def test_a_planted_mover_is_found(tmp_path):
     model = load_model(str(tiny.save("gpt2", tmp_path)), device="cpu")
     prompts = prompts_of(model, 60)
     r = readout(model, prompts)
+    for p, l in zip(prompts, r.logits): l[p.answer_id] = l[p.distractor_ids[0]]+4.+l[0]*.01 # a model that can do the task
     att, dla = r.attention.clone()*0, torch.randn(60, 3, 4, generator=torch.Generator().manual_seed(0))*.05
     att[:, 2, 1, 0], dla[:, 2, 1], dla[:, 1, 3], att[:, 1, 3, 0] = .8, dla[:, 2, 1]+5, dla[:, 1, 3]-5, .8
     import talking_heads.hooks as H
@@ -203,7 +205,13 @@ def test_a_planted_mover_is_found(tmp_path):
     orig = H.direct_logit_attribution
     try:
         H.direct_logit_attribution = lambda m, r: dla
-        rows = H._mover_rows(model, H.Readout(prompts, r.logits, att, r.roles, r.z, r.scales), 0)
+        rows = H._mover_rows(model, H.Readout(prompts, r.query, r.logits, att, r.roles, r.z, r.scales), 0)
     finally: H.direct_logit_attribution = orig
     assert rows[(rows.cls == "mover") & rows.called].name.tolist() == ["2.1"]
     assert rows[(rows.cls == "negative_mover") & rows.called].name.tolist() == ["1.3"]
+
+def test_no_movers_in_a_model_that_cannot_do_the_task(pair):
+    _, model, _ = pair
+    heads = find_heads(model, prompts_of(model, 60), n_ablate=12, n_random=4)
+    if float(logit_diff(readout(model, prompts_of(model, 60))).mean()) < .05: assert not heads[heads.cls.isin(["mover", "inhibition"])].called.any()
+    assert set(heads.cls) >= {"mover", "negative_mover", "previous_token", "duplicate_token", "induction"}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast,
+from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config, Phi3Config,
+                          PreTrainedTokenizerFast,
                           Qwen2Config, Qwen2Tokenizer, Qwen3Config)
 
 from talking_heads import data as D
@@ -44,9 +45,13 @@ def config(kind, vocab):
     if kind == "qwen3": return Qwen3Config(**llama, head_dim=16)
     if kind == "gemma2": return Gemma2Config(**llama, head_dim=16, query_pre_attn_scalar=16, sliding_window=128)
     if kind == "gemma3": return Gemma3TextConfig(**llama, head_dim=16, query_pre_attn_scalar=16, sliding_window=128)
+    if kind == "mistral": return MistralConfig(**llama)
+    if kind == "phi3": return Phi3Config(**llama)
+    if kind == "olmo2": return Olmo2Config(**llama)
     raise KeyError(kind)
 
 kinds = ["gpt2", "neox", "llama", "qwen2", "qwen3", "gemma2", "gemma3"]
+families = kinds + ["mistral", "phi3", "olmo2"]
 
 def save(kind, folder: Path, seed=0):
     "A random model of `kind` in `folder`, weights large enough that attention is far from uniform"
