@@ -5,10 +5,10 @@ from textwrap import indent
 
 NOTE = "<!-- Made from index.ipynb by `make export`: edit the notebook, not this file -->"
 DIRECTIVE = re.compile(r"\s*#\s*\|")
-RICH = "html", "vega", "widget", "javascript"
+RICH = "widget", "javascript" # these have no useful text; tables and charts do
 
 def text_output(o):
-    "What an output says in plain text: nothing if it was drawn as HTML or a chart, or went to stderr"
+    "What an output says in plain text: a chart says its description; nothing for a widget or for stderr"
     if o["output_type"] == "stream": return "".join(o["text"]) if o["name"] == "stdout" else ""
     data = o.get("data", {})
     return "" if any(r in k for r in RICH for k in data) else "".join(data.get("text/plain", ""))
