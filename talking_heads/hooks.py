@@ -364,6 +364,13 @@ def _sent(model, h:Head, clean:Tensor, corrupted:Tensor)->Tensor: # (batch d_mod
     return dz @ model.blocks[h.layer].attn.W_O[h.head].detach().to(dz)
 
 # %% ../nbs/01_hooks.ipynb #c066
+def _messages(model, prompts:Prompts, corrupted:Prompts, senders:list[Head], role:str)->Tensor: # (batch sender d_model)
+    "What each sender's message at `role` would change; partners must have the same lengths"
+    if [len(p.tokens) for p in prompts]!=[len(p.tokens) for p in corrupted]: raise TaskError("Clean and corrupted prompts differ in length. Use corrupt.")
+    clean,dirty = (readout(model,p,(),role).z for p in (prompts,corrupted))
+    return torch.stack([_sent(model,s,clean,dirty) for s in senders],1)
+
+# %% ../nbs/01_hooks.ipynb #c067
 def _deliver(receivers:list[Head], senders:list[Head], messages:Tensor, pos:Tensor, mode:str)->list:
     "Hooks that add message j to the receivers' inputs in variant j; `messages` (batch sender d_model), `pos` (batch)"
     def f(h):
@@ -376,7 +383,15 @@ def _deliver(receivers:list[Head], senders:list[Head], messages:Tensor, pos:Tens
         return hook
     return [(f"blocks.{h.layer}.attn.hook_{mode.lower()}_input",f(h)) for h in receivers]
 
-# %% ../nbs/01_hooks.ipynb #c067
+# %% ../nbs/01_hooks.ipynb #c068
+def _observers(model, receivers:list, mode:str, observers)->list[Head]:
+    "Heads to watch; a KV head is no query head, so it cannot be watched itself"
+    if observers is not None: return check_heads(observers,model.cfg.n_layers,model.cfg.n_heads)
+    kv = getattr(model.cfg,"n_key_value_heads",None) or model.cfg.n_heads
+    if mode!="Q" and kv!=model.cfg.n_heads: raise HeadError(f"In mode {mode} the receivers are KV heads here. Say which heads to watch with `observers`.")
+    return receivers
+
+# %% ../nbs/01_hooks.ipynb #c069
 def _check_paths(model, senders:list, receivers:list, mode:str)->tuple[list[Head],list[Head]]:
     "Heads parsed; a sender must come before at least one receiver"
     if mode not in ("Q","K","V"): raise HeadError(f"Unknown mode {mode!r}. Choose Q, K or V.")
@@ -389,7 +404,7 @@ def _check_paths(model, senders:list, receivers:list, mode:str)->tuple[list[Head
     except ValueError as e: raise ModelError(f"{e} Path patching is not defined for this architecture; use ablate.") from e
     return senders,receivers
 
-# %% ../nbs/01_hooks.ipynb #c068
+# %% ../nbs/01_hooks.ipynb #c070
 @torch.no_grad()
 def path_patch(model:TransformerBridge, # from `load_model`
                prompts:Prompts, # clean
@@ -398,23 +413,23 @@ def path_patch(model:TransformerBridge, # from `load_model`
                receivers, # heads (KV heads in modes K and V), patched together
                mode:str="Q", # `"Q"`, `"K"` or `"V"`: which input of the receivers
                role:str="END", # where the message is sent and received
-               observers=None, # heads to watch; the receivers if None (mode Q) or required
+               observers=None, # heads to watch; the receivers if None, which in modes K and V needs as many KV heads as heads
                to=("IO","S1","S2"), # key roles to read
               )->tuple[Tensor,Tensor]: # attention (batch sender observer role) and logits (batch sender choice), answer first
     "Show the receivers, and nobody else, what each sender would have said on the corrupted prompt"
     senders,receivers = _check_paths(model,senders,receivers,mode)
-    observers = receivers if observers is None else check_heads(observers,model.cfg.n_layers,model.cfg.n_heads)
-    clean,dirty = (readout(model,p,(),role).z for p in (prompts,corrupted))
-    messages = torch.stack([_sent(model,s,clean,dirty) for s in senders],1)
-    att = torch.zeros(len(prompts),len(senders),len(observers),len(to))
-    choices = torch.tensor([(p.answer_id,)+p.distractor_ids for p in prompts])
-    logits = torch.zeros(len(prompts),len(senders),choices.shape[1])
+    observers = _observers(model,receivers,mode,observers)
+    messages = _messages(model,prompts,corrupted,senders,role)
+    how,order,parts = (senders,receivers,mode,role,observers,to),[],[]
     with split_inputs(model):
-        for g in prompts.groups(16): att[g],logits[g] = _patch_group(model,prompts[g],messages[g],senders,receivers,mode,role,observers,to,choices[g])
-    return att,logits
+        for g in prompts.groups(16):
+            parts.append(_patch_group(model, prompts[g], messages[g], *how))
+            order += g
+    back = torch.tensor(order).argsort()
+    return tuple(torch.cat(x)[back] for x in zip(*parts))
 
-# %% ../nbs/01_hooks.ipynb #c069
-def _patch_group(model, prompts, messages, senders, receivers, mode, role, observers, to, choices)->tuple[Tensor,Tensor]:
+# %% ../nbs/01_hooks.ipynb #c071
+def _patch_group(model, prompts, messages, senders, receivers, mode, role, observers, to)->tuple[Tensor,Tensor]:
     "`path_patch` for prompts of one length: only END where both ends are there, else the whole prompt"
     n,end = len(senders),role=="END" and mode=="Q"
     att = torch.zeros(len(prompts),n,len(observers),len(to))
@@ -422,9 +437,10 @@ def _patch_group(model, prompts, messages, senders, receivers, mode, role, obser
     hooks = _deliver(receivers,senders,messages,pos,mode)+_observe(observers,_stack_pos(prompts,to),n,att)
     if end: logits = Reruns(model,prompts).run(hooks,n)
     else: logits = model.run_with_hooks(prompts.tokens.repeat_interleave(n,0).to(model.cfg.device), fwd_hooks=hooks, **_last_logits(model))[:,-1]
+    choices = torch.tensor([(p.answer_id,)+p.distractor_ids for p in prompts])
     return att, logits.cpu().gather(1,choices.repeat_interleave(n,0)).view(len(prompts),n,-1)
 
-# %% ../nbs/01_hooks.ipynb #c077
+# %% ../nbs/01_hooks.ipynb #c079
 def repeated_tokens(model:TransformerBridge, # from `load_model`
                     n:int=16, # sequences
                     length:int=24, # random tokens, each sequence shown twice in a row
@@ -438,7 +454,7 @@ def repeated_tokens(model:TransformerBridge, # from `load_model`
     start = torch.full((n,int(bool(model.cfg.default_prepend_bos))), model.tokenizer.bos_token_id or 0)
     return torch.cat([start,half,half],1)
 
-# %% ../nbs/01_hooks.ipynb #c079
+# %% ../nbs/01_hooks.ipynb #c081
 _stripes = {"previous_token":get_previous_token_head_detection_pattern, "duplicate_token":get_duplicate_token_head_detection_pattern,
             "induction":get_induction_head_detection_pattern}
 
@@ -448,7 +464,7 @@ def _stripe_masks(tokens:Tensor)->Tensor: # (stripe batch pos pos)
     masks[2] *= masks[2].sum(-1,keepdim=True)<=1
     return masks
 
-# %% ../nbs/01_hooks.ipynb #c080
+# %% ../nbs/01_hooks.ipynb #c082
 @torch.no_grad()
 def stripe_scores(model:TransformerBridge, # from `load_model`
                   tokens:Tensor, # (batch pos) from `repeated_tokens`
@@ -461,13 +477,13 @@ def stripe_scores(model:TransformerBridge, # from `load_model`
     model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=[(f"blocks.{l}.attn.hook_pattern",hook(l)) for l in range(model.cfg.n_layers)], **_last_logits(model))
     return dict(zip(_stripes,out))
 
-# %% ../nbs/01_hooks.ipynb #c082
+# %% ../nbs/01_hooks.ipynb #c084
 def inhibition_score(attention:Tensor, # (... observer role) with roles IO, S1, S2
                     )->Tensor: # (...)
     "Attention to IO minus attention to S1 and S2, averaged over observers"
     return (attention[...,0]-attention[...,1]-attention[...,2]).mean(-1)
 
-# %% ../nbs/01_hooks.ipynb #c083
+# %% ../nbs/01_hooks.ipynb #c085
 def _scored(x:Tensor, cls:str, seed:int, floor:float=0., also:Tensor|None=None, sign:int=1)->pd.DataFrame:
     "Rows of one class: mean of `x` (n layer head) with its interval; called if the interval of `sign*x` lies above 0 and its mean above `floor`"
     low,high = bootstrap_ci(x.flatten(1).double(), dim=0, generator=derive_generator(seed,cls))
@@ -477,7 +493,7 @@ def _scored(x:Tensor, cls:str, seed:int, floor:float=0., also:Tensor|None=None, 
     return pd.DataFrame(dict(cls=cls, name=map(str,heads), layer=[h.layer for h in heads], head=[h.head for h in heads],
         score=mean.flatten().numpy(), low=low.numpy(), high=high.numpy(), called=called.numpy(), n=len(x)))
 
-# %% ../nbs/01_hooks.ipynb #c084
+# %% ../nbs/01_hooks.ipynb #c086
 def _pattern_rows(model, seed:int, n:int)->pd.DataFrame:
     "The three classes that random tokens show"
     rows,floors = [],{"previous_token":.3,"duplicate_token":.2,"induction":.3}
@@ -487,7 +503,7 @@ def _pattern_rows(model, seed:int, n:int)->pd.DataFrame:
         rows.append(df)
     return pd.concat(rows)
 
-# %% ../nbs/01_hooks.ipynb #c085
+# %% ../nbs/01_hooks.ipynb #c087
 def _mover_rows(model, r:Readout, seed:int)->pd.DataFrame:
     "Movers and negative movers from direct logit attribution and attention"
     dla,att = direct_logit_attribution(model,r),r.attention.mean(0)
@@ -497,7 +513,7 @@ def _mover_rows(model, r:Readout, seed:int)->pd.DataFrame:
     pos,neg = (_scored(dla, cls, seed, floor, looks, sign) for cls,sign in (("mover",1),("negative_mover",-1)))
     return pd.concat([pos,neg])
 
-# %% ../nbs/01_hooks.ipynb #c087
+# %% ../nbs/01_hooks.ipynb #c089
 def _inhibition_rows(model, prompts:Prompts, movers:list, seed:int)->pd.DataFrame:
     "Every earlier head by how much the movers' inhibition score falls without it"
     base = readout(model,prompts)
@@ -505,7 +521,7 @@ def _inhibition_rows(model, prompts:Prompts, movers:list, seed:int)->pd.DataFram
     fall = intact[:,None,None]-inhibition_score(ablation_sweep(model,prompts,movers))
     return _scored(fall, "inhibition", seed, .05*float(intact.mean()))
 
-# %% ../nbs/01_hooks.ipynb #c088
+# %% ../nbs/01_hooks.ipynb #c090
 def find_heads(model:TransformerBridge, # from `load_model`
                prompts:Prompts, # IOI, balanced over orders
                seed:int=0, # of random tokens and bootstrap

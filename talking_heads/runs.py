@@ -60,6 +60,7 @@ def _clear(self:RunFolder, ours:bool):
     try: (self.path/"tables").mkdir(parents=True, exist_ok=True)
     except OSError as e: raise unwritable(self.path,e) from e
 
+# %% ../nbs/runs.ipynb #c010
 @patch
 def step(self:RunFolder, name:str, # file name of the table
          f, # makes a DataFrame; called only if the step is not stored
@@ -73,7 +74,7 @@ def step(self:RunFolder, name:str, # file name of the table
     self._log(name, time.perf_counter()-start)
     return df
 
-# %% ../nbs/runs.ipynb #c010
+# %% ../nbs/runs.ipynb #c011
 @patch
 def _log(self:RunFolder, name:str, seconds:float):
     "Remember how long a step took, for a run that is finished in several sittings"
@@ -87,7 +88,7 @@ def seconds(self:RunFolder)->float:
     path = self.path/"tables"/"seconds.json"
     return round(sum(json.loads(path.read_text()).values()),1) if path.is_file() else 0.
 
-# %% ../nbs/runs.ipynb #c011
+# %% ../nbs/runs.ipynb #c012
 @patch
 def chart(self:RunFolder, chart, # an Altair chart
           name:str, # file name without ending
@@ -97,7 +98,7 @@ def chart(self:RunFolder, chart, # an Altair chart
     save_chart(chart, self.path/"charts", name, data)
     return chart
 
-# %% ../nbs/runs.ipynb #c015
+# %% ../nbs/runs.ipynb #c016
 _number,_ci = {"type":"number"},{"type":"array","items":{"type":"number"},"minItems":2,"maxItems":2}
 def _object(**fields): return {"type":"object","properties":fields,"required":list(fields)}
 _head = _object(head={"type":"string","pattern":r"^\d+\.\d+$"}, score=_number, ci=_ci)
@@ -105,7 +106,7 @@ _classes = ("mover","negative_mover","inhibition","duplicate_token","induction",
 _order = _object(n={"type":"integer"}, accuracy=_number, accuracy_ci=_ci, logit_diff=_number, logit_diff_ci=_ci)
 _length = _object(n={"type":"integer"}, accuracy=_number, ci=_ci, top1=_number, top1_ci=_ci, by_position={"type":"object","additionalProperties":_number})
 
-# %% ../nbs/runs.ipynb #c016
+# %% ../nbs/runs.ipynb #c017
 _source = _object(source={"enum":["embedded","hub","local"]}, sha256={"type":"string"}, revision={"type":["string","null"]}, processing={"type":"string"},
     dtype={"type":"string"}, device={"type":"string"}, bos={"type":"boolean"}, seed={"type":"integer"}, versions={"type":"object"}, seconds=_number)
 schema = {"$schema":"https://json-schema.org/draft/2020-12/schema", "title":"talking_heads results", **_object(
@@ -114,7 +115,7 @@ schema = {"$schema":"https://json-schema.org/draft/2020-12/schema", "title":"tal
     heads=_object(**{c:{"type":"array","items":_head} for c in _classes}),
     laundry_list=_object(template={"type":"string"}, by_n={"type":"object","additionalProperties":_length}))}
 
-# %% ../nbs/runs.ipynb #c017
+# %% ../nbs/runs.ipynb #c018
 def check_results(results:dict, # content of a results.json
                  )->dict: # the same
     "`results`, or `OutputError` that names the first field that breaks the schema"
@@ -123,7 +124,7 @@ def check_results(results:dict, # content of a results.json
     if errors: raise OutputError(f"results.json breaks its schema at {'.'.join(map(str,errors[0].path)) or 'the top'}: {errors[0].message[:200]}")
     return results
 
-# %% ../nbs/runs.ipynb #c018
+# %% ../nbs/runs.ipynb #c019
 def read_results(path, # results.json or its folder
                 )->dict:
     "A validated results.json"
@@ -134,12 +135,12 @@ def read_results(path, # results.json or its folder
     except ValueError as e: raise OutputError(f"{path} is not valid JSON ({e}).") from e
     return check_results(data)
 
-# %% ../nbs/runs.ipynb #c020
+# %% ../nbs/runs.ipynb #c021
 def _mean_ci(row, name:str)->dict:
     "`{name: mean, name_ci: [low, high]}` of one summary row"
     return {name:round(float(row["mean"]),6), f"{name}_ci":[round(float(row["low"]),6),round(float(row["high"]),6)]}
 
-# %% ../nbs/runs.ipynb #c021
+# %% ../nbs/runs.ipynb #c022
 def ioi_results(accuracy:pd.DataFrame, # rows of `summarise` with the groups in `order`, `"all"` among them
                 logit_diff:pd.DataFrame, # the same for the logit difference
                )->dict:
@@ -148,7 +149,7 @@ def ioi_results(accuracy:pd.DataFrame, # rows of `summarise` with the groups in 
             zip(accuracy.to_dict("records"),logit_diff.to_dict("records"))}
     return rows.pop("all")|{"by_order":rows}
 
-# %% ../nbs/runs.ipynb #c022
+# %% ../nbs/runs.ipynb #c023
 def head_results(heads:pd.DataFrame, # from `find_heads`
                 )->dict:
     "The `heads` section: called heads of each class, strongest first"
@@ -158,7 +159,7 @@ def head_results(heads:pd.DataFrame, # from `find_heads`
         return [dict(head=h, score=round(s,6), ci=[round(a,6),round(b,6)]) for h,s,a,b in zip(d.name,d.score,d.low,d.high)]
     return {c:rows(c) for c in _classes}
 
-# %% ../nbs/runs.ipynb #c023
+# %% ../nbs/runs.ipynb #c024
 def list_results(template:str, # the template of the section
                  scores:pd.DataFrame, # from `list_scores`, this template only
                  positions:pd.DataFrame, # accuracy among the items by n_items and position

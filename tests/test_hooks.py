@@ -140,7 +140,7 @@ def test_path_patch_equals_a_recomputed_input(pair, mode, role):
     dirty, sender, (l, h) = corrupt(prompts, "abc"), Head(0, 1), (2, 1)
     clean_z, dirty_z = (readout(model, p, (), role).z for p in (prompts, dirty))
     delta = (dirty_z-clean_z)[:, 0, 1]@model.blocks[0].attn.W_O[1].detach()
-    att, logits = path_patch(model, prompts, dirty, [sender], [Head(l, h)], mode, role)
+    att, logits = path_patch(model, prompts, dirty, [sender], [Head(l, h)], mode, role, observers=["2.0"])
     block, i = model.blocks[l], 4
     for i in (0, 4):
         tokens, pos = torch.tensor([prompts[i].tokens]), prompts[i].roles[role]
@@ -181,13 +181,17 @@ def test_models_are_left_as_found(pair):
     assert all(torch.equal(v, weights[k]) for k, v in model.original_model.state_dict().items())
 
 def test_bad_requests(pair):
-    _, model, _ = pair
+    kind, model, _ = pair
     prompts = prompts_of(model, 4)
     other = ioi(model.tokenizer, n=4, bos=not prompts.bos)
     with pytest.raises(TaskError, match="bos="): readout(model, other)
     with pytest.raises(TaskError, match="role 'item1'"): readout(model, prompts, to=("item1",))
     with pytest.raises(HeadError, match="Q, K or V"): path_patch(model, prompts, prompts, ["0.0"], ["1.0"], "X")
     with pytest.raises(HeadError, match="earlier layer"): path_patch(model, prompts, prompts, ["2.0"], ["1.0"])
+    if not kind.startswith("gemma"): # there path patching is refused before anything else
+        with pytest.raises(TaskError, match="differ in length"): path_patch(model, prompts, prompts_of(model, 30)[10:14], ["0.0"], ["1.0"])
+        if (model.cfg.n_key_value_heads or 4) != 4:
+            with pytest.raises(HeadError, match="KV heads here"): path_patch(model, prompts, prompts, ["0.0"], ["1.0"], "K", "S2", observers=None)
     with pytest.raises(HeadError, match="mean or zero"): ablate(model, prompts, "0.0", how="noise")
     with pytest.raises(TaskError, match="needs what heads write at END"): direct_logit_attribution(model, readout(model, prompts, query="S2"))
     with pytest.raises(TaskError, match="one length"): Reruns(model, prompts_of(model, 30))
