@@ -6,7 +6,7 @@
 __all__ = ['friendly', 'th_model', 'headline', 'Short', 'th_paper']
 
 # %% ../nbs/commands.ipynb #c003
-import functools, hashlib, json, os, signal, sys, tempfile, threading, time
+import functools, hashlib, json, os, signal, sys, tempfile, threading
 from pathlib import Path
 from fastcore.script import Param, call_parse, store_true
 from .core import *
@@ -136,8 +136,8 @@ def _paper(model, seed, out, resume, given, **params):
     notebook,out = _paper_notebook(),Path(out).expanduser().resolve()
     if Path(model).expanduser().is_dir(): model = str(Path(model).expanduser().resolve())
     params |= dict(model=model, seed=seed, out=str(out), resume=resume, notebook_sha256=_code_of(notebook)) | _parameters(notebook,given)
-    with atomic_path(out/"writable") as p: p.write_text("")
-    (out/"writable").unlink()
+    with atomic_path(out/".th_writable") as p: p.write_text("")
+    (out/".th_writable").unlink()
     _with_progress(lambda: _execute(notebook,out,params))
     from talking_heads.report import to_html
     page = to_html(out/"paper.ipynb", out/"paper.html", title=f"Talking heads in {model}")

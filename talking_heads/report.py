@@ -6,7 +6,7 @@
 __all__ = ['to_html']
 
 # %% ../nbs/report.ipynb #c003
-import ast, json, re
+import ast, re
 from html import escape
 from pathlib import Path
 

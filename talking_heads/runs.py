@@ -6,7 +6,7 @@
 __all__ = ['schema', 'code_hash', 'RunFolder', 'check_results', 'read_results', 'ioi_results', 'head_results', 'list_results']
 
 # %% ../nbs/runs.ipynb #c003
-import hashlib, json, shutil, tempfile, time
+import hashlib, json, shutil, time
 from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
@@ -52,11 +52,12 @@ def _same(self:RunFolder, old:dict):
 # %% ../nbs/runs.ipynb #c009
 @patch
 def _clear(self:RunFolder, ours:bool):
-    "Remove what an earlier run left; refuse a folder where `tables` or `charts` are somebody else's"
-    theirs = [d for d in ("tables","charts") if not ours and (self.path/d).is_dir() and any((self.path/d).iterdir())]
-    if theirs: raise OutputError(f"{self.path} has a folder {theirs[0]} that no run of this package made. Choose another folder.")
-    for d in ("tables","charts"): shutil.rmtree(self.path/d, ignore_errors=True)
-    for f in ("results.json","paper.html"): (self.path/f).unlink(missing_ok=True)
+    "Remove what an earlier run left; refuse a folder where files of these names are somebody else's"
+    folders,files = ("tables","charts"),("results.json","paper.html")
+    theirs = [f for f in files if (self.path/f).exists()]+[d for d in folders if (self.path/d).is_dir() and any((self.path/d).iterdir())]
+    if theirs and not ours: raise OutputError(f"{self.path} has a {theirs[0]} that no run of this package made. Choose another folder.")
+    for d in folders: shutil.rmtree(self.path/d, ignore_errors=True)
+    for f in files: (self.path/f).unlink(missing_ok=True)
     try: (self.path/"tables").mkdir(parents=True, exist_ok=True)
     except OSError as e: raise unwritable(self.path,e) from e
 
