@@ -2,12 +2,14 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup paper test check notebooks-test export notebooks benchmark hooks clean
+.PHONY: help setup paper test check notebooks-test export notebooks benchmark toy hooks clean
 # One thing at a time, also under `make -j`: torch already uses every core, so two notebooks or two pytest workers
 # side by side would fight over the same cores and hold the model in memory twice. One worker is as fast and repeatable.
 .NOTPARALLEL:
 
 BIN := .venv/bin
+# GPT-2 small's attention weights, where they lie beside the checkout; chapters that use them skip those cells without
+export TALKING_HEADS_GPT2 ?= $(realpath ../shared/gpt2-small-attention)
 PYTHON ?= python3
 # Notebooks whose cells are tests; the reruns take long and are parameterised, so `make paper` and `make notebooks` run them.
 SKIP_NBS := ^([_.]|paper|benchmark)
@@ -48,6 +50,9 @@ notebooks: export ## export, then run the notebooks and store their outputs (NB=
 
 benchmark: setup ## measure on this machine and store the outputs of nbs/benchmark.ipynb
 	@$(BIN)/python tools/run_notebooks.py nbs/benchmark.ipynb
+
+toy: setup ## train the toy model of nbs/toy.ipynb anew, into the package
+	@$(BIN)/python -c 'from talking_heads.toy import make_toy; print(make_toy("talking_heads/models/toy"))'
 
 hooks: ## let git run the fast check before each commit
 	@git config core.hooksPath .githooks

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['known_names', 'Checkpoint', 'read_config', 'weight_files', 'check_safetensors', 'cache_dir', 'quiet_transformers',
-           'find_checkpoint']
+           'find_checkpoint', 'gpt2_small']
 
 # %% ../nbs/checkpoints.ipynb #c003
 import difflib, errno, io, json, os, re, shutil, sys, tempfile
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from importlib.resources import files
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from filelock import FileLock
@@ -178,7 +179,17 @@ def _checked_embedded(path:Path)->Checkpoint:
     return Checkpoint("smollm2", path, "embedded", got)
 
 # %% ../nbs/checkpoints.ipynb #c029
-known_names = ["smollm2","gpt2","gpt2-medium","gpt2-large","gpt2-xl","distilgpt2","openai-community/gpt2",
+def _toy()->Checkpoint:
+    "The toy model in the package, its weights hashed and compared"
+    path = Path(str(files("talking_heads")/"models"/"toy"))
+    try: want = json.loads((path/"toy.json").read_text())["sha256"]
+    except (OSError,ValueError,KeyError) as e: raise CheckpointError(f"{path} is incomplete. Reinstall the package, or make it again with `make toy`.") from e
+    got = sha256(path/"model.safetensors") if (path/"model.safetensors").is_file() else "nothing"
+    if got!=want: raise CheckpointError(f"The weights in {path} were altered (SHA-256 starts {got[:12]}, expected {want[:12]}). Reinstall the package.")
+    return Checkpoint("toy", path, "embedded", got)
+
+# %% ../nbs/checkpoints.ipynb #c031
+known_names = ["smollm2","toy","gpt2","gpt2-medium","gpt2-large","gpt2-xl","distilgpt2","openai-community/gpt2",
     *(f"EleutherAI/pythia-{s}" for s in "14m 70m 160m 410m 1b 1.4b 2.8b 6.9b 12b".split()),
     "HuggingFaceTB/SmolLM2-135M","HuggingFaceTB/SmolLM2-360M","HuggingFaceTB/SmolLM2-1.7B","meta-llama/Llama-3.2-1B","meta-llama/Llama-3.1-8B",
     "Qwen/Qwen2.5-0.5B","Qwen/Qwen3-0.6B","google/gemma-2-2b","google/gemma-3-1b-pt","mistralai/Mistral-7B-v0.1","allenai/OLMo-2-0425-1B"]
@@ -189,7 +200,7 @@ def _unknown(name:str)->ModelError:
     return ModelError(f"{name!r} is neither a model this package knows, nor a folder here, nor a Hugging Face id (owner/name). "
         f"Nearest: {', '.join(near)}.")
 
-# %% ../nbs/checkpoints.ipynb #c032
+# %% ../nbs/checkpoints.ipynb #c034
 def _cached(name:str, revision:str|None)->Path|None:
     "The snapshot in the local cache, if it is there with its weights"
     from huggingface_hub import snapshot_download
@@ -197,7 +208,7 @@ def _cached(name:str, revision:str|None)->Path|None:
     except Exception: return None
     return path if (path/"config.json").is_file() and any(path.glob("*.safetensors")) else None
 
-# %% ../nbs/checkpoints.ipynb #c033
+# %% ../nbs/checkpoints.ipynb #c035
 def _fetched(name:str, revision:str|None)->Path:
     "The snapshot, fetched from the hub"
     from huggingface_hub import snapshot_download
@@ -206,7 +217,7 @@ def _fetched(name:str, revision:str|None)->Path:
         if getattr(e,"errno",None)==errno.ENOSPC: raise unwritable("the Hugging Face cache",e) from e
         raise ModelError(_hub_help(name, revision, e)) from e
 
-# %% ../nbs/checkpoints.ipynb #c034
+# %% ../nbs/checkpoints.ipynb #c036
 _hub_files = ["*.json","*.safetensors","tokenizer*","*.model","*.txt","*.jinja"]
 
 def _hub(name:str, revision:str|None)->Checkpoint:
@@ -217,7 +228,7 @@ def _hub(name:str, revision:str|None)->Checkpoint:
     for f in files: check_safetensors(f)
     return Checkpoint(name, path, "hub", sha256_many(map(_remembered_sha256,files)), path.name)
 
-# %% ../nbs/checkpoints.ipynb #c035
+# %% ../nbs/checkpoints.ipynb #c037
 def _hub_help(name:str, revision:str|None, e:Exception)->str:
     "What to do when the hub gives nothing"
     kind,at = type(e).__name__,f" at revision {revision}" if revision else ""
@@ -227,7 +238,7 @@ def _hub_help(name:str, revision:str|None, e:Exception)->str:
     return (f"{name!r}{at} is not in the local Hugging Face cache and the hub cannot be reached ({kind}). On a machine with a network run "
             f"`hf download {name}`, copy the folder here, and pass its path; or set HF_HOME to a cache that has it; or use the embedded smollm2.")
 
-# %% ../nbs/checkpoints.ipynb #c036
+# %% ../nbs/checkpoints.ipynb #c038
 def _local(name:str, path:Path)->Checkpoint:
     "A folder on this machine, its small files read and the length of its large ones checked"
     read_config(path)
@@ -235,14 +246,22 @@ def _local(name:str, path:Path)->Checkpoint:
     for f in files: check_safetensors(f)
     return Checkpoint(name, path, "local", sha256_many(map(_remembered_sha256,files)))
 
-# %% ../nbs/checkpoints.ipynb #c037
+# %% ../nbs/checkpoints.ipynb #c039
 def find_checkpoint(name:str="smollm2", # embedded name, folder, or Hugging Face id
                     revision:str|None=None, # branch, tag or commit of a hub id
                    )->Checkpoint: # raises `ModelError` or `CheckpointError`
     "Files of the model that `name` means; reaches for the network only for a hub id that is not cached"
     path = Path(name).expanduser()
     if str(name).lower()=="smollm2": return _embedded()
+    if str(name).lower()=="toy": return _toy()
     if path.is_dir(): return _local(str(name), path.resolve())
     if str(name).startswith((".","/","~")) or path.exists(): raise ModelError(f"{name} is not a folder on this machine. Check the path.")
     if name not in known_names and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)): raise _unknown(str(name))
     return _hub(str(name), revision)
+
+# %% ../nbs/checkpoints.ipynb #c045
+def gpt2_small()->str|None: # what to pass as a model's name
+    "GPT-2 small, if this machine has it"
+    given = os.environ.get("TALKING_HEADS_GPT2")
+    if given: return given
+    return str(p) if (p:=_cached("gpt2",None)) else None

@@ -30,6 +30,8 @@ class RunFolder:
         self.path = Path(path).expanduser().resolve()
         self.key = json.loads(json.dumps(key|{"code":code_hash()}))
         old = self._old_key()
+        if old is not None and old.get("kind")!=self.key.get("kind"):
+            raise OutputError(f"{self.path} holds a {old.get('kind') or 'paper run'}, which this would overwrite. Choose another folder.")
         if resume and old is not None: self._same(old)
         else: self._clear(old is not None)
         write_json(self.key, self.path/"tables"/"key.json")
@@ -53,7 +55,7 @@ def _same(self:RunFolder, old:dict):
 @patch
 def _clear(self:RunFolder, ours:bool):
     "Remove what an earlier run left; refuse a folder where files of these names are somebody else's"
-    folders,files = ("tables","charts"),("results.json","paper.html")
+    folders,files = ("tables","charts"),("results.json","paper.html","scan.parquet","scan.json","scan.html")
     theirs = [f for f in files if (self.path/f).exists()]+[d for d in folders if (self.path/d).is_dir() and any((self.path/d).iterdir())]
     if theirs and not ours: raise OutputError(f"{self.path} has a {theirs[0]} that no run of this package made. Choose another folder.")
     for d in folders: shutil.rmtree(self.path/d, ignore_errors=True)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['families', 'Family', 'family_of', 'Shape', 'shape_of', 'LayerWeights', 'AttentionWeights', 'attention_weights',
-           'thin_svd', 'fix_signs', 'degenerate', 'effective_rank', 'Components', 'components']
+           'weights_in_memory', 'thin_svd', 'fix_signs', 'degenerate', 'effective_rank', 'Components', 'components']
 
 # %% ../nbs/02_svd.ipynb #c003
+import hashlib
 from dataclasses import dataclass, field, replace
 import torch
 from fastcore.basics import patch
@@ -160,25 +161,27 @@ class AttentionWeights:
     shape:Shape
     processing:str # "raw" or "folded"
     center_writing:bool # is the mean over d_model removed from W_O and b_O?
-    tensors:object = field(repr=False)
+    tensors:object = field(repr=False) # a tensor by name
     prefix:str = field(repr=False)
+    config:dict = field(repr=False) # content of config.json; rotary settings are read from it
     def __len__(self): return self.shape.n_layers
 
 # %% ../nbs/02_svd.ipynb #c021
-def attention_weights(name:str="smollm2", # embedded name, folder, or Hugging Face id
+def attention_weights(name="smollm2", # embedded name, folder, Hugging Face id, or a model from `load_model`
                       processing:str="raw", # "raw" or "folded"
                       center_writing:bool=False, # remove the mean over d_model from what heads write; LayerNorm models only
                       revision:str|None=None, # of a hub id
                      )->AttentionWeights: # raises `ModelError` or `CheckpointError`
     "Open a checkpoint's attention weights without building a model"
-    c = find_checkpoint(name,revision)
-    config = read_config(c.path)
+    if processing not in ("raw","folded"): raise ModelError(f"Unknown processing {processing!r}. Choose raw or folded.")
+    if hasattr(name,"original_model"): c,config,t = _from_bridge(name,processing,center_writing)
+    else:
+        c = find_checkpoint(name,revision)
+        config,t = read_config(c.path),_Tensors(weight_files(c.path))
     config = config.get("text_config",config)
     f,s = family_of(config),shape_of(config)
-    if processing not in ("raw","folded"): raise ModelError(f"Unknown processing {processing!r}. Choose raw or folded.")
-    if center_writing and not f.layer_norm: raise ModelError(f"{name} uses RMSNorm, which does not remove the mean, so centring what heads write would change the model.")
-    t = _Tensors(weight_files(c.path))
-    return AttentionWeights(c, f, s, processing, center_writing, t, _prefix(f,t,name))
+    if center_writing and not f.layer_norm: raise ModelError(f"{c.name} uses RMSNorm, which does not remove the mean, so centring what heads write would change the model.")
+    return AttentionWeights(c, f, s, processing, center_writing, t, _prefix(f,t,c.name), config)
 
 # %% ../nbs/02_svd.ipynb #c022
 def _prefix(f:Family, t:_Tensors, name:str)->str:
@@ -192,7 +195,7 @@ def __getitem__(self:AttentionWeights, l:int)->LayerWeights:
     "The weights of layer `l`, read now"
     if not 0<=l<len(self): raise HeadError(f"Layer {l} does not exist: the model has layers 0 to {len(self)-1}.")
     p = self.prefix+self.family.layer.format(l=l)
-    w = _raw_layer(self.family,self.shape,self.tensors,p,l)
+    w = self.tensors.layer(l) if hasattr(self.tensors,"layer") else _raw_layer(self.family,self.shape,self.tensors,p,l)
     _check_finite(w,l)
     if self.processing=="folded": w = _fold(self.family,self.tensors,p,l,w)
     return replace(w, W_O=w.W_O-w.W_O.mean(-1,keepdim=True), b_O=w.b_O-w.b_O.mean()) if self.center_writing else w
@@ -204,7 +207,56 @@ def _check_finite(w:LayerWeights, l:int):
         bad = ~getattr(w,name).flatten(1).isfinite().all(-1)
         if bad.any(): raise CheckpointError(f"{name} of head {Head(l,int(bad.nonzero()[0]))} has NaN or infinite values. Fetch or save the checkpoint again.")
 
-# %% ../nbs/02_svd.ipynb #c027
+# %% ../nbs/02_svd.ipynb #c025
+class _BridgeTensors:
+    "Attention weights of a TransformerBridge, as it holds them now"
+    def __init__(self, bridge):
+        self.blocks = bridge.blocks
+        names = {k.replace("._original_component",""):v for k,v in bridge.original_model.state_dict().items()}
+        self.where = names
+    def __contains__(self, name): return name in self.where
+    def __call__(self, name, layer, shape=None): return self.where[name].detach().float().cpu()
+    def sha256(self)->str: # of the weights as they are now, so that an edited model is not taken for its checkpoint
+        h = hashlib.sha256()
+        for b in self.blocks:
+            for n in ("W_Q","W_K","W_V","W_O"): h.update(getattr(b.attn,n).detach().float().cpu().contiguous().numpy().tobytes())
+        return h.hexdigest()
+    def layer(self, l)->LayerWeights:
+        attn = self.blocks[l].attn
+        W = [getattr(attn,n).detach().float().cpu() for n in ("W_Q","W_K","W_V","W_O")]
+        zeros = lambda n: torch.zeros(W["QKV".index(n)].shape[::2])
+        b = [zeros(n) if (x:=getattr(attn,f"b_{n}",None)) is None else x.detach().float().cpu().view(-1,W[0].shape[-1]) for n in "QKV"]
+        b_O = getattr(attn,"b_O",None)
+        return LayerWeights(*W, *b, torch.zeros(W[3].shape[-1]) if b_O is None else b_O.detach().float().cpu())
+
+# %% ../nbs/02_svd.ipynb #c026
+def _from_bridge(bridge, processing:str, center_writing:bool)->tuple: # checkpoint, config, tensors
+    "What `attention_weights` needs of a TransformerBridge"
+    config = bridge.original_model.config.to_dict()
+    done = getattr(bridge,"compatibility_mode",False)
+    if done and (processing!="raw" or center_writing):
+        raise ModelError("This model is in compatibility mode: its weights are folded and centred already. Ask for raw, which takes them as they are.")
+    t,c = _BridgeTensors(bridge),getattr(bridge,"checkpoint",None)
+    return Checkpoint(c.name if c else config.get("_name_or_path") or "bridge", None, "memory", t.sha256(), c and c.revision),config,t
+
+# %% ../nbs/02_svd.ipynb #c028
+class _Layers:
+    "Layers in memory"
+    def __init__(self, layers): self.layers = layers
+    def layer(self, l)->LayerWeights: return self.layers[l]
+
+def weights_in_memory(layers:list[LayerWeights], # all of the same sizes
+                      name:str="made", # what provenance will say
+                      config:dict|None=None, # rotary settings, for those who ask for a distance
+                     )->AttentionWeights:
+    "Layers as if they came from a checkpoint"
+    w,h = layers[0],hashlib.sha256()
+    for l in layers:
+        for n in ("W_Q","W_K","W_V","W_O"): h.update(getattr(l,n).contiguous().numpy().tobytes())
+    shape = Shape(len(layers),len(w.W_Q),len(w.W_K),w.W_Q.shape[1],w.W_Q.shape[2])
+    return AttentionWeights(Checkpoint(name,None,"memory",h.hexdigest(),None),Family(layer="{l}",o="o"),shape,"raw",False,_Layers(layers),"",config or {})
+
+# %% ../nbs/02_svd.ipynb #c032
 def thin_svd(A:Tensor, # (... m r) left factor
              B:Tensor, # (... r n) right factor
             )->tuple[Tensor,Tensor,Tensor]: # U (... m r), S (... r) falling, Vh (... r n)
@@ -214,7 +266,7 @@ def thin_svd(A:Tensor, # (... m r) left factor
     U,S,Vh = torch.linalg.svd(Ra @ Rb.mT)
     return Qa@U, S, Vh@Qb.mT
 
-# %% ../nbs/02_svd.ipynb #c029
+# %% ../nbs/02_svd.ipynb #c034
 def fix_signs(U:Tensor, # (... m r)
               Vh:Tensor, # (... r n)
              )->tuple[Tensor,Tensor]: # the same with deterministic signs
@@ -223,7 +275,7 @@ def fix_signs(U:Tensor, # (... m r)
     sign = torch.where(top<0, -1., 1.).to(Vh)
     return U*sign.mT, Vh*sign
 
-# %% ../nbs/02_svd.ipynb #c031
+# %% ../nbs/02_svd.ipynb #c036
 def degenerate(S:Tensor, # (... r) falling
                gap:float=.01, # smallest relative distance to a neighbour that keeps a component apart
               )->Tensor: # (... r) booleans
@@ -238,7 +290,7 @@ def effective_rank(S:Tensor, # (... r)
     p = S.square()
     return p.sum(-1).square()/p.square().sum(-1)
 
-# %% ../nbs/02_svd.ipynb #c032
+# %% ../nbs/02_svd.ipynb #c037
 @dataclass(frozen=True)
 class Components:
     "Rank-1 components of one layer's heads, by falling singular value"
@@ -248,7 +300,7 @@ class Components:
     S:Tensor # (head component) singular values
     Vh:Tensor # (head component d_model) write directions; for QK, of the key side
 
-# %% ../nbs/02_svd.ipynb #c033
+# %% ../nbs/02_svd.ipynb #c038
 def components(weights:AttentionWeights, # from `attention_weights`
                layer:int, # which layer
                kind:str="OV", # "OV" or "QK"

@@ -1,0 +1,25 @@
+"The stored table of path effects is what path patching gives"
+import pytest
+
+from talking_heads.checkpoints import find_checkpoint
+from talking_heads.hooks import load_model
+from talking_heads.paths import *
+import json
+
+def test_table_is_whole_and_of_this_model():
+    t, info = stored_paths(), json.loads(__import__("talking_heads.paths", fromlist=["_table"])._table.read_text())
+    assert len(t) == 207*4 and not t.duplicated(["src", "dst"]).any() and (t.low <= t.effect).all() and (t.effect <= t.high).all()
+    assert info["sha256"] == find_checkpoint("smollm2").sha256 and (t.n == info["n"]).all()
+
+@pytest.mark.slow
+def test_a_few_paths_again():
+    f = path_effects(load_model("smollm2", device="cpu"), ["23.0", "23.7"], ["20.0", "19.2", "5.3"], n=30)
+    t = stored_paths().set_index(["src", "dst"])
+    for r in f.itertuples():
+        stored = t.loc[(r.src, r.dst)]
+        assert r.low-.02 <= stored.effect <= r.high+.02
+
+def test_toy_paths():
+    "In the toy the inhibition heads' paths carry the message, the others carry none"
+    f = path_effects(load_model("toy", device="cpu"), ["2.0", "2.1"], n=60).set_index("src")
+    assert (f.loc[["1.0", "1.1"]].effect > .05).all() and (f.drop(["1.0", "1.1", "1.2"]).effect.abs() < .05).all()
