@@ -284,6 +284,8 @@ class Reruns:
         if not bool(prompts.mask.all()): raise TaskError("Reruns needs prompts of one length. Take them from `prompts.groups()`.")
         self.last = tokens[:,-1:]
         with torch.no_grad(): _,self.cache = model(tokens[:,:-1], return_type="logits_and_cache", use_cache=True, **_last_logits(model))
+        if self.cache is None or self.cache.get_seq_length()!=tokens.shape[1]-1: raise ModelError("This model keeps no cache of earlier positions, "
+            "or the installed transformers names it otherwise than TransformerLens expects. Install the versions that settings.ini names.")
 
 # %% ../nbs/01_hooks.ipynb #c055
 @patch
