@@ -136,15 +136,17 @@ class _Outputs:
     "Views of every head's W_O in the transformers model itself"
     def __init__(self, model):
         if getattr(model,"compatibility_mode",False): raise EditError("This model is in compatibility mode: its weights are folded. Load it anew with load_model.")
-        config = model.original_model.config.to_dict()
+        hf = getattr(model,"original_model",model) # a plain transformers model will do as well
+        config = hf.config.to_dict()
         config = config.get("text_config",config)
         self.family,self.shape,self.model_type = family_of(config),shape_of(config),config["model_type"]
-        self.params = {n.replace("._original_component",""):p for n,p in model.original_model.named_parameters(remove_duplicate=False)}
-    def parameter(self, layer:int):
+        self.params = {n.replace("._original_component",""):p for n,p in hf.named_parameters(remove_duplicate=False)}
+    def name(self, layer:int)->str:
         name = f"{self.family.layer.format(l=layer)}{self.family.o}.weight"
         for p in self.family.prefixes:
-            if p+name in self.params: return self.params[p+name]
+            if p+name in self.params: return p+name
         raise EditError(f"This model has no {name}, so its heads cannot be edited.")
+    def parameter(self, layer:int): return self.params[self.name(layer)]
     def __call__(self, h:Head)->Tensor: # (d_head d_model)
         w,d = self.parameter(h.layer).detach(),self.shape.d_head
         return (w if self.family.packing=="columns" else w.mT)[h.head*d:(h.head+1)*d]
@@ -271,11 +273,12 @@ def apply(self:Edit, model):
     "Write this edit into the weights, after all that are active; returns the edit. An interrupt leaves the weights as they were"
     check_target(self,model)
     entry = _Active(self)
-    try: _make_active(model,_state(model).active+[entry])
+    try:
+        _make_active(model,_state(model).active+[entry])
+        return self
     except BaseException:
         _drop(model,[entry])
         raise
-    return self
 
 # %% ../nbs/04_interventions.ipynb #c030
 @patch
@@ -339,24 +342,32 @@ def _directions(c:Components, h:Head, which:list)->Tensor: # (k d_model)
     return c.Vh[h.head,which]
 
 # %% ../nbs/04_interventions.ipynb #c036
+def _gains(gains)->dict: # head to number to gain
+    "Gains by head, each component once"
+    if not isinstance(gains,dict): gains = dict.fromkeys([gains] if isinstance(gains,str) else gains,0.)
+    out = {}
+    for x,g in gains.items():
+        h,i = parse_component(x)
+        if i in out.setdefault(h,{}): raise EditError(f"Component {h}.{i} is named twice. Give it one gain.")
+        try: out[h][i] = float(g)
+        except (TypeError,ValueError) as e: raise EditError(f"The gain of {x} must be a number, not {g!r}.") from e
+    if not out: raise EditError("No component is named, so there is nothing to edit. Name one, such as 20.0.3.")
+    return out
+
+# %% ../nbs/04_interventions.ipynb #c037
 def component_edit(model, # from `load_model`
                    gains, # component to gain; a name or several stand for gain 0
                    processing:str="folded", # of the weights whose components are meant: "folded" or "raw"
                    name:str="", # what to call the edit
                   )->Edit: # raises `EditError` or `HeadError`
     "Scale components in what heads write: gain 0 removes, 1 leaves as it is"
-    if isinstance(gains,str): gains = [gains]
-    if not isinstance(gains,dict): gains = dict.fromkeys(gains,0.)
-    o,w,wanted = _Outputs(model),_weights(model,processing),{}
-    for x,g in gains.items():
-        h,i = parse_component(x)
-        check_heads(h,o.shape.n_layers,o.shape.n_heads)
-        wanted.setdefault(h,{})[i] = float(g)
+    o,w,wanted = _Outputs(model),_weights(model,processing),_gains(gains)
+    check_heads(list(wanted),o.shape.n_layers,o.shape.n_heads)
     cs = {l:components(w,l) for l in {h.layer for h in wanted}}
     changes = [Change(*h,_directions(cs[h.layer],h,list(g)),torch.tensor(list(g.values())),tuple(f"{h}.{i}" for i in g)) for h,g in wanted.items()]
     return Edit(changes,target_of(model,list(wanted)),_info(model,name,processing=processing))
 
-# %% ../nbs/04_interventions.ipynb #c037
+# %% ../nbs/04_interventions.ipynb #c048
 def subspace_edit(model, # from `load_model`
                   head, # in any form `parse_head` reads
                   V, # (k d_model) directions
@@ -373,7 +384,7 @@ def subspace_edit(model, # from `load_model`
     if orthonormal: V = torch.linalg.qr(V.double().T)[0].T.float()
     return Edit((Change(*h,V,G,names),),target_of(model,[h]),_info(model,name))
 
-# %% ../nbs/04_interventions.ipynb #c039
+# %% ../nbs/04_interventions.ipynb #c050
 def _same_target(a:Edit, b:Edit)->dict:
     "The joint target, or `EditError`"
     plain = lambda e: {k:v for k,v in e.target.items() if k!="heads"}
@@ -388,7 +399,7 @@ def _joined_change(a:Change, b:Change)->Change:
         "matters. Write a.then(b).")
     return Change(*a.where,torch.cat([a.V,b.V]),torch.block_diag(a.G,b.G),a.names+b.names)
 
-# %% ../nbs/04_interventions.ipynb #c040
+# %% ../nbs/04_interventions.ipynb #c051
 def _merge(a:Edit, b:Edit, how, sign:str)->Edit:
     "Two edits in one; `how` joins changes of one head"
     target,A,B = _same_target(a,b),{c.where:c for c in a.changes},{c.where:c for c in b.changes}
@@ -399,7 +410,7 @@ def _merge(a:Edit, b:Edit, how, sign:str)->Edit:
 @patch
 def __add__(self:Edit, other:Edit): return _merge(self,other,_joined_change," + ")
 
-# %% ../nbs/04_interventions.ipynb #c042
+# %% ../nbs/04_interventions.ipynb #c053
 def _chained(a:Change, b:Change)->Change:
     "`b` after `a` as one change"
     rows,names = list(a.V.double()),list(a.names)
@@ -415,7 +426,7 @@ def then(self:Edit, other:Edit)->Edit:
     "`other` after this one, as one edit"
     return _merge(self,other,_chained,", then ")
 
-# %% ../nbs/04_interventions.ipynb #c043
+# %% ../nbs/04_interventions.ipynb #c054
 @patch
 def scaled(self:Edit,
            t:float, # 0 nothing, 1 this edit, in between a part of it, beyond more of it
@@ -434,7 +445,7 @@ def permuted(self:Edit,
     dealt = gains[torch.randperm(len(gains),generator=derive_generator(seed,"permuted"))].split([len(c.G) for c in self.changes])
     return replace(self,changes=tuple(replace(c,G=torch.diag(g)) for c,g in zip(self.changes,dealt)),info=self.info|dict(name=f"{self.name}, permuted {seed}"))
 
-# %% ../nbs/04_interventions.ipynb #c045
+# %% ../nbs/04_interventions.ipynb #c057
 def _through(W:Tensor, # (d_head d_model) a head's W_O
              D:Tensor, # (n d_model) what is to be written
              h:Head,
@@ -446,7 +457,7 @@ def _through(W:Tensor, # (d_head d_model) a head's W_O
         "of its W_O. Use edited, which changes the weights, or directions from the head's own components.")
     return M
 
-# %% ../nbs/04_interventions.ipynb #c046
+# %% ../nbs/04_interventions.ipynb #c058
 def _at(z:Tensor, # (batch pos head d_head)
         pos, # (batch) positions; None for all
        ):
@@ -465,7 +476,7 @@ def _z_hook(h:Head, pos, change):
         return z
     return f"blocks.{h.layer}.attn.hook_z",f
 
-# %% ../nbs/04_interventions.ipynb #c047
+# %% ../nbs/04_interventions.ipynb #c059
 def edit_hooks(model, # from `load_model`
                edit:Edit,
                pos=None, # (batch) one position per prompt, such as `prompts.pos("END")`; None for all
@@ -480,7 +491,7 @@ def edit_hooks(model, # from `load_model`
         out.append(_z_hook(c.where,pos,lambda z,M=M: z+z@M.to(z)))
     return out
 
-# %% ../nbs/04_interventions.ipynb #c048
+# %% ../nbs/04_interventions.ipynb #c060
 @torch.no_grad()
 def edited_readout(model, # from `load_model`
                    prompts:Prompts,
@@ -496,7 +507,7 @@ def edited_readout(model, # from `load_model`
         with model.hooks(edit_hooks(model,edit,prompts[g].pos(role))): out[tuple(g)] = readout(model,prompts[g],to)
     return _joined(prompts,list(out.values()),[i for g in out for i in g])
 
-# %% ../nbs/04_interventions.ipynb #c050
+# %% ../nbs/04_interventions.ipynb #c064
 def coordinates(z, # (batch d_head) values of the head, (batch layer head d_head) of all, or a `Readout`
                 model, # from `load_model`
                 V, # (k d_model) orthonormal directions
@@ -508,7 +519,7 @@ def coordinates(z, # (batch d_head) values of the head, (batch layer head d_head
     if z.ndim==4: z = z[:,h.layer,h.head]
     return z.float()@(o(h).float()@torch.as_tensor(V).to(o(h).device,torch.float32).T).to(z.device)
 
-# %% ../nbs/04_interventions.ipynb #c051
+# %% ../nbs/04_interventions.ipynb #c065
 def set_coordinates_hooks(model, # from `load_model`
                           head, # in any form `parse_head` reads
                           V, # (k d_model) orthonormal directions, of those the head can write
@@ -527,7 +538,7 @@ def set_coordinates_hooks(model, # from `load_model`
         return z+(v-z@reads.to(z))@back.to(z)
     return [_z_hook(h,pos,change)]
 
-# %% ../nbs/04_interventions.ipynb #c053
+# %% ../nbs/04_interventions.ipynb #c069
 def _others(model, w, edit:Edit, c:Change, taken:set, within:str, g)->tuple[Head,Tensor,tuple]: # head, directions, names
     "Directions to put in the place of those of `c`"
     k,s = len(c.V),w.shape
@@ -541,7 +552,7 @@ def _others(model, w, edit:Edit, c:Change, taken:set, within:str, g)->tuple[Head
     taken |= {f"{h}.{i}" for i in some}
     return h,cs.Vh[h.head,some],tuple(f"{h}.{i}" for i in some)
 
-# %% ../nbs/04_interventions.ipynb #c054
+# %% ../nbs/04_interventions.ipynb #c070
 def _frame(model, c:Change, within:str, g)->tuple[Head,Tensor,tuple]: # head, directions, names
     "A random orthonormal frame within what the head writes, or in the whole residual stream"
     W,k = _Outputs(model)(c.where).detach().to("cpu",torch.float64),len(c.V)
@@ -550,7 +561,7 @@ def _frame(model, c:Change, within:str, g)->tuple[Head,Tensor,tuple]: # head, di
     rows = mix if basis is None else mix@(basis[2]*(basis[1]>1e-6*basis[1][0])[:,None])
     return c.where,torch.linalg.qr(rows.T)[0].T,tuple(f"random {i} in {within}" for i in range(k))
 
-# %% ../nbs/04_interventions.ipynb #c055
+# %% ../nbs/04_interventions.ipynb #c071
 def random_like(edit:Edit,
                 model, # the one it was made for
                 seed:int=0, # of the draw
@@ -567,7 +578,7 @@ def random_like(edit:Edit,
         out = one if out is None else out+one
     return replace(out,info=edit.info|dict(name=f"random {within} {seed}, as {edit.name}"))
 
-# %% ../nbs/04_interventions.ipynb #c057
+# %% ../nbs/04_interventions.ipynb #c075
 _kind,_files = "talking_heads edit 1",("edit.safetensors","edit.json")
 
 @patch
@@ -583,7 +594,7 @@ def save(self:Edit,
     write_json(about,folder/_files[1])
     return folder
 
-# %% ../nbs/04_interventions.ipynb #c058
+# %% ../nbs/04_interventions.ipynb #c076
 def load_edit(folder, # that `Edit.save` wrote
               model=None, # refuse the edit at once if it was not made for this model
              )->Edit: # raises `CheckpointError` for broken files, `EditError` for a model it does not fit
@@ -599,7 +610,7 @@ def load_edit(folder, # that `Edit.save` wrote
     if model is not None: check_target(edit,model)
     return edit
 
-# %% ../nbs/04_interventions.ipynb #c059
+# %% ../nbs/04_interventions.ipynb #c077
 def _read_edit(folder:Path)->tuple[dict,bytes]:
     "JSON and tensor bytes of a saved edit, each whole and belonging to the other"
     if gone := [n for n in _files if not (folder/n).is_file()]: raise CheckpointError(f"{folder} holds no {' and no '.join(gone)}, so it is no edit that was saved here.")
