@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['load_model', 'provenance', 'task_args', 'Readout', 'readout', 'choice_logits', 'logit_diff',
-           'direct_logit_attribution', 'mean_z', 'ablation_hooks', 'ablate', 'Reruns', 'ablation_sweep', 'split_inputs',
-           'path_patch', 'repeated_tokens', 'stripe_scores', 'inhibition_score', 'find_heads']
+           'direct_logit_attribution', 'mean_z', 'ablation_hooks', 'ablate', 'Reruns', 'frozen', 'ablation_sweep',
+           'split_inputs', 'path_patch', 'repeated_tokens', 'stripe_scores', 'inhibition_score', 'find_heads']
 
 # %% ../nbs/01_hooks.ipynb #c003
 import copy, inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from .core import * # first: it silences a warning of the next imports
 import pandas as pd, torch
@@ -289,25 +289,64 @@ class Reruns:
 
 # %% ../nbs/01_hooks.ipynb #c055
 @patch
-def _copies(self:Reruns, n:int):
-    "A cache for `n` variants of each prompt, prompt by prompt, sharing memory where it can"
+def _copies(self:Reruns, n:int, start:int=0):
+    "A cache for `n` variants of each prompt, prompt by prompt, sharing memory where it can; layers before `start` stay single"
     c = copy.copy(self.cache)
     c.layers = [copy.copy(l) for l in self.cache.layers]
-    if n>1: c.batch_repeat_interleave(n)
+    if n>1:
+        for l in c.layers[start:]: l.batch_repeat_interleave(n)
     return c
+
+# %% ../nbs/01_hooks.ipynb #c057
+@contextmanager
+def _passed_over(model:TransformerBridge, n:int):
+    "Inside the block, layers before `n` hand on what they are given"
+    blocks = [b.original_component for b in list(model.blocks)[:n]] # a bridge block keeps its `forward` there
+    try:
+        for b in blocks: b.forward = lambda x,*args,**kw: x
+        yield
+    finally:
+        for b in blocks: b.__dict__.pop("forward",None)
 
 @patch
 @torch.no_grad()
+def entering(self:Reruns, layer:int)->Tensor: # (batch d_model)
+    "The residual stream at END that enters a layer; one pass finds it for all layers"
+    if not hasattr(self,"_entering"):
+        found = {}
+        def keep(l): return lambda x,hook: found.__setitem__(l,x[:,-1])
+        self.run([(f"blocks.{l}.hook_in",keep(l)) for l in range(self.model.cfg.n_layers)])
+        self._entering = found
+    return self._entering[layer]
+
+# %% ../nbs/01_hooks.ipynb #c059
+@contextmanager
+def frozen(model:TransformerBridge):
+    "No gradients for the model's parameters inside the block; after it, as before"
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in trained: p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained: p.requires_grad_(True)
+
+# %% ../nbs/01_hooks.ipynb #c060
+@patch
 def run(self:Reruns, hooks:list=(), # (hook name, function); activations have one position, END
         n:int=1, # variants per prompt: rows `i*n` to `i*n+n-1` belong to prompt `i`
         stop_at_layer:int|None=None, # return the residual stream entering this layer instead of logits
+        start_at_layer:int=0, # first layer that is computed; no hook may be in an earlier one
+        grad:bool=False, # keep what a backward pass needs
        )->Tensor: # (batch*n d_vocab) logits or (batch*n d_model)
     "Run END once more under `hooks`"
-    with self.model.hooks(list(hooks)):
-        kw = {} if stop_at_layer is None else {"stop_at_layer":stop_at_layer}
-        return self.model(self.last.repeat_interleave(n,0), past_key_values=self._copies(n), **kw)[:,-1]
+    model,hooks,kw = self.model,list(hooks),{} if stop_at_layer is None else {"stop_at_layer":stop_at_layer}
+    if start_at_layer:
+        x = self.entering(start_at_layer).repeat_interleave(n,0)[:,None]
+        hooks = [(f"blocks.{start_at_layer}.hook_in",lambda y,hook: x)]+hooks
+    with model.hooks(hooks), frozen(model) if grad else nullcontext(), _passed_over(model,start_at_layer), torch.set_grad_enabled(grad):
+        return model(self.last.repeat_interleave(n,0), past_key_values=self._copies(n,start_at_layer), **kw)[:,-1]
 
-# %% ../nbs/01_hooks.ipynb #c058
+# %% ../nbs/01_hooks.ipynb #c063
 def _observe(heads:list[Head], keys:Tensor, n:int, out:Tensor)->list:
     "Hooks that store the observers' attention from END in `out` (batch n observer role)"
     def f(j,h):
@@ -317,7 +356,7 @@ def _observe(heads:list[Head], keys:Tensor, n:int, out:Tensor)->list:
         return hook
     return [(f"blocks.{h.layer}.attn.hook_pattern",f(j,h)) for j,h in enumerate(heads)]
 
-# %% ../nbs/01_hooks.ipynb #c059
+# %% ../nbs/01_hooks.ipynb #c064
 def _silence_each(means:Tensor, # (head d_head)
                   batch:int, # prompts
                  ):
@@ -329,7 +368,7 @@ def _silence_each(means:Tensor, # (head d_head)
         return z.view(batch*n,1,n,-1)
     return hook
 
-# %% ../nbs/01_hooks.ipynb #c060
+# %% ../nbs/01_hooks.ipynb #c065
 @torch.no_grad()
 def ablation_sweep(model:TransformerBridge, # from `load_model`
                    prompts:Prompts, # balanced over what the heads might tell apart
@@ -346,11 +385,11 @@ def ablation_sweep(model:TransformerBridge, # from `load_model`
         runs = Reruns(model, prompts[g])
         for l in progress(range(last), "silencing heads"):
             got = torch.zeros(len(g), c.n_heads, len(observers), len(to))
-            runs.run([(f"blocks.{l}.attn.hook_z",_silence_each(means[l],len(g)))]+_observe(observers,keys[g],c.n_heads,got), c.n_heads, last+1)
+            runs.run([(f"blocks.{l}.attn.hook_z",_silence_each(means[l],len(g)))]+_observe(observers,keys[g],c.n_heads,got), c.n_heads, last+1, l)
             out[g,l] = got
     return out
 
-# %% ../nbs/01_hooks.ipynb #c064
+# %% ../nbs/01_hooks.ipynb #c069
 @contextmanager
 def split_inputs(model:TransformerBridge):
     "Separate query, key and value inputs per head inside the block; the setting is put back after it"
@@ -359,20 +398,20 @@ def split_inputs(model:TransformerBridge):
     try: yield
     finally: model.set_use_split_qkv_input(was)
 
-# %% ../nbs/01_hooks.ipynb #c065
+# %% ../nbs/01_hooks.ipynb #c070
 def _sent(model, h:Head, clean:Tensor, corrupted:Tensor)->Tensor: # (batch d_model)
     "What changes in the residual stream at one position when `h` writes its corrupted output"
     dz = (corrupted-clean)[:,h.layer,h.head]
     return dz @ model.blocks[h.layer].attn.W_O[h.head].detach().to(dz)
 
-# %% ../nbs/01_hooks.ipynb #c066
+# %% ../nbs/01_hooks.ipynb #c071
 def _messages(model, prompts:Prompts, corrupted:Prompts, senders:list[Head], role:str)->Tensor: # (batch sender d_model)
     "What each sender's message at `role` would change; partners must have the same lengths"
     if [len(p.tokens) for p in prompts]!=[len(p.tokens) for p in corrupted]: raise TaskError("Clean and corrupted prompts differ in length. Use corrupt.")
     clean,dirty = (readout(model,p,(),role).z for p in (prompts,corrupted))
     return torch.stack([_sent(model,s,clean,dirty) for s in senders],1)
 
-# %% ../nbs/01_hooks.ipynb #c067
+# %% ../nbs/01_hooks.ipynb #c072
 def _deliver(receivers:list[Head], senders:list[Head], messages:Tensor, pos:Tensor, mode:str)->list:
     "Hooks that add message j to the receivers' inputs in variant j; `messages` (batch sender d_model), `pos` (batch)"
     def f(h):
@@ -385,7 +424,7 @@ def _deliver(receivers:list[Head], senders:list[Head], messages:Tensor, pos:Tens
         return hook
     return [(f"blocks.{h.layer}.attn.hook_{mode.lower()}_input",f(h)) for h in receivers]
 
-# %% ../nbs/01_hooks.ipynb #c068
+# %% ../nbs/01_hooks.ipynb #c073
 def _observers(model, receivers:list, mode:str, observers)->list[Head]:
     "Heads to watch; a KV head is no query head, so it cannot be watched itself"
     if observers is not None: return check_heads(observers,model.cfg.n_layers,model.cfg.n_heads)
@@ -393,7 +432,7 @@ def _observers(model, receivers:list, mode:str, observers)->list[Head]:
     if mode!="Q" and kv!=model.cfg.n_heads: raise HeadError(f"In mode {mode} the receivers are KV heads here. Say which heads to watch with `observers`.")
     return receivers
 
-# %% ../nbs/01_hooks.ipynb #c069
+# %% ../nbs/01_hooks.ipynb #c074
 def _check_paths(model, senders:list, receivers:list, mode:str)->tuple[list[Head],list[Head]]:
     "Heads parsed; a sender must come before at least one receiver"
     if mode not in ("Q","K","V"): raise HeadError(f"Unknown mode {mode!r}. Choose Q, K or V.")
@@ -406,7 +445,7 @@ def _check_paths(model, senders:list, receivers:list, mode:str)->tuple[list[Head
     except ValueError as e: raise ModelError(f"{e} Path patching is not defined for this architecture; use ablate.") from e
     return senders,receivers
 
-# %% ../nbs/01_hooks.ipynb #c070
+# %% ../nbs/01_hooks.ipynb #c075
 @torch.no_grad()
 def path_patch(model:TransformerBridge, # from `load_model`
                prompts:Prompts, # clean
@@ -430,19 +469,19 @@ def path_patch(model:TransformerBridge, # from `load_model`
     back = torch.tensor(order).argsort()
     return tuple(torch.cat(x)[back] for x in zip(*parts))
 
-# %% ../nbs/01_hooks.ipynb #c071
+# %% ../nbs/01_hooks.ipynb #c076
 def _patch_group(model, prompts, messages, senders, receivers, mode, role, observers, to)->tuple[Tensor,Tensor]:
     "`path_patch` for prompts of one length: only END where both ends are there, else the whole prompt"
     n,end = len(senders),role=="END" and mode=="Q"
     att = torch.zeros(len(prompts),n,len(observers),len(to))
     pos = torch.zeros(len(prompts),dtype=torch.long) if end else prompts.pos(role)
     hooks = _deliver(receivers,senders,messages,pos,mode)+_observe(observers,_stack_pos(prompts,to),n,att)
-    if end: logits = Reruns(model,prompts).run(hooks,n)
+    if end: logits = Reruns(model,prompts).run(hooks,n,start_at_layer=min(r.layer for r in receivers))
     else: logits = model.run_with_hooks(prompts.tokens.repeat_interleave(n,0).to(model.cfg.device), fwd_hooks=hooks, **_last_logits(model))[:,-1]
     choices = torch.tensor([(p.answer_id,)+p.distractor_ids for p in prompts])
     return att, logits.cpu().gather(1,choices.repeat_interleave(n,0)).view(len(prompts),n,-1)
 
-# %% ../nbs/01_hooks.ipynb #c079
+# %% ../nbs/01_hooks.ipynb #c084
 def repeated_tokens(model:TransformerBridge, # from `load_model`
                     n:int=16, # sequences
                     length:int=24, # random tokens, each sequence shown twice in a row
@@ -456,7 +495,7 @@ def repeated_tokens(model:TransformerBridge, # from `load_model`
     start = torch.full((n,int(bool(model.cfg.default_prepend_bos))), model.tokenizer.bos_token_id or 0)
     return torch.cat([start,half,half],1)
 
-# %% ../nbs/01_hooks.ipynb #c081
+# %% ../nbs/01_hooks.ipynb #c086
 _stripes = {"previous_token":get_previous_token_head_detection_pattern, "duplicate_token":get_duplicate_token_head_detection_pattern,
             "induction":get_induction_head_detection_pattern}
 
@@ -466,7 +505,7 @@ def _stripe_masks(tokens:Tensor)->Tensor: # (stripe batch pos pos)
     masks[2] *= masks[2].sum(-1,keepdim=True)<=1
     return masks
 
-# %% ../nbs/01_hooks.ipynb #c082
+# %% ../nbs/01_hooks.ipynb #c087
 @torch.no_grad()
 def stripe_scores(model:TransformerBridge, # from `load_model`
                   tokens:Tensor, # (batch pos) from `repeated_tokens`
@@ -479,13 +518,13 @@ def stripe_scores(model:TransformerBridge, # from `load_model`
     model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=[(f"blocks.{l}.attn.hook_pattern",hook(l)) for l in range(model.cfg.n_layers)], **_last_logits(model))
     return dict(zip(_stripes,out))
 
-# %% ../nbs/01_hooks.ipynb #c084
+# %% ../nbs/01_hooks.ipynb #c089
 def inhibition_score(attention:Tensor, # (... observer role) with roles IO, S1, S2
                     )->Tensor: # (...)
     "Attention to IO minus attention to S1 and S2, averaged over observers"
     return (attention[...,0]-attention[...,1]-attention[...,2]).mean(-1)
 
-# %% ../nbs/01_hooks.ipynb #c085
+# %% ../nbs/01_hooks.ipynb #c090
 def _scored(x:Tensor, cls:str, seed:int, floor:float=0., also:Tensor|None=None, sign:int=1)->pd.DataFrame:
     "Rows of one class: mean of `x` (n layer head) with its interval; called if the interval of `sign*x` lies above 0 and its mean above `floor`"
     low,high = bootstrap_ci(x.flatten(1).double(), dim=0, generator=derive_generator(seed,cls))
@@ -495,7 +534,7 @@ def _scored(x:Tensor, cls:str, seed:int, floor:float=0., also:Tensor|None=None, 
     return pd.DataFrame(dict(cls=cls, name=map(str,heads), layer=[h.layer for h in heads], head=[h.head for h in heads],
         score=mean.flatten().numpy(), low=low.numpy(), high=high.numpy(), called=called.numpy(), n=len(x)))
 
-# %% ../nbs/01_hooks.ipynb #c086
+# %% ../nbs/01_hooks.ipynb #c091
 def _pattern_rows(model, seed:int, n:int)->pd.DataFrame:
     "The three classes that random tokens show"
     rows,floors = [],{"previous_token":.3,"duplicate_token":.2,"induction":.3}
@@ -505,7 +544,7 @@ def _pattern_rows(model, seed:int, n:int)->pd.DataFrame:
         rows.append(df)
     return pd.concat(rows)
 
-# %% ../nbs/01_hooks.ipynb #c087
+# %% ../nbs/01_hooks.ipynb #c092
 def _mover_rows(model, r:Readout, seed:int)->pd.DataFrame:
     "Movers and negative movers from direct logit attribution and attention"
     dla,att = direct_logit_attribution(model,r),r.attention.mean(0)
@@ -515,7 +554,7 @@ def _mover_rows(model, r:Readout, seed:int)->pd.DataFrame:
     pos,neg = (_scored(dla, cls, seed, floor, looks, sign) for cls,sign in (("mover",1),("negative_mover",-1)))
     return pd.concat([pos,neg])
 
-# %% ../nbs/01_hooks.ipynb #c089
+# %% ../nbs/01_hooks.ipynb #c094
 def _inhibition_rows(model, prompts:Prompts, movers:list, seed:int)->pd.DataFrame:
     "Every earlier head by how much the movers' inhibition score falls without it"
     base = readout(model,prompts)
@@ -523,7 +562,7 @@ def _inhibition_rows(model, prompts:Prompts, movers:list, seed:int)->pd.DataFram
     fall = intact[:,None,None]-inhibition_score(ablation_sweep(model,prompts,movers))
     return _scored(fall, "inhibition", seed, .05*float(intact.mean()))
 
-# %% ../nbs/01_hooks.ipynb #c090
+# %% ../nbs/01_hooks.ipynb #c095
 def find_heads(model:TransformerBridge, # from `load_model`
                prompts:Prompts, # IOI, balanced over orders
                seed:int=0, # of random tokens and bootstrap

@@ -105,6 +105,39 @@ def test_prefix_cache_is_never_changed(pair):
     with pytest.raises(KeyboardInterrupt): runs.run([("blocks.1.attn.hook_z", boom)])
     close(runs.run(), want)
 
+def test_runs_that_start_late(pair):
+    "A run from layer l is the whole run, also with variants; gradients through it match differences; parameters stay as they were"
+    _, model, _ = pair
+    prompts = prompts_of(model, 30)
+    group = prompts[prompts.groups(4)[0]]
+    runs, want = Reruns(model, group), readout(model, group).logits
+    before = {n: (p.requires_grad, p.detach().clone()) for n, p in model.named_parameters()}
+    x = torch.zeros(model.cfg.d_head, requires_grad=True)
+    def add(z, hook):
+        z = z.clone()
+        z[:, 0, 1] = z[:, 0, 1]+x
+        return z
+    hook = [("blocks.2.attn.hook_z", add)]
+    for start in (1, 2):
+        close(runs.run(start_at_layer=start), want)
+        close(runs.run(n=3, start_at_layer=start)[1::3], want)
+        close(runs.run(start_at_layer=start, stop_at_layer=2), runs.entering(2))
+        f = lambda: runs.run(hook, start_at_layer=start, grad=True)[:, 5].sum()
+        g, = torch.autograd.grad(f(), x)
+    with torch.no_grad(): x[0] = 1e-2; up = f(); x[0] = -1e-2; down = f()
+    assert torch.isclose((up-down)/2e-2, g[0], rtol=.05, atol=2e-3)
+    assert all(p.requires_grad == r and p.grad is None and torch.equal(p, q) for (n, p), (r, q) in zip(model.named_parameters(), before.values()))
+    close(readout(model, group).logits, want, 1e-6)
+
+def test_a_failing_late_run_leaves_the_layers(pair):
+    _, model, _ = pair
+    prompts = prompts_of(model, 30)
+    group = prompts[prompts.groups(4)[0]]
+    runs, want = Reruns(model, group), readout(model, group).logits
+    def fails(z, hook): raise RuntimeError("on purpose")
+    with pytest.raises(RuntimeError, match="on purpose"): runs.run([("blocks.2.attn.hook_z", fails)], start_at_layer=2)
+    close(readout(model, group).logits, want, 1e-6)
+
 def test_attribution_adds_up(pair):
     "Heads' attributions equal the attention output's dot product, and the whole stream gives the logit difference"
     kind, model, plain = pair
