@@ -182,7 +182,8 @@ def target_of(model, # from `load_model`
 def _info(model, name:str, **kw)->dict:
     "Provenance of a new edit"
     c = getattr(model,"checkpoint",None)
-    where = dict(model=c.name,source=c.source,sha256=c.sha256,revision=c.revision) if c else {}
+    name_of = lambda c: Path(c.name).name if c.source=="local" else c.name # no path of this machine
+    where = dict(model=name_of(c),source=c.source,sha256=c.sha256,revision=c.revision) if c else {}
     return dict(name=name,**kw,**where,dtype=str(model.cfg.dtype).removeprefix("torch."),versions=versions())
 
 # %% ../nbs/04_interventions.ipynb #c022
