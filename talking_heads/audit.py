@@ -357,6 +357,12 @@ def _line(a:Audit)->str:
 @patch
 def __repr__(self:Audit): return _line(self)
 
+@patch(as_prop=True)
+def worse(self:Audit)->pd.DataFrame:
+    "Changes for the worse whose interval excludes zero, the clearest first"
+    t = self.changes[self.changes.worse&((self.changes.low>0)|(self.changes.high<0))]
+    return t.assign(clear=t.change.abs()/(t.high-t.low).clip(lower=1e-12)).sort_values("clear",ascending=False,kind="stable",ignore_index=True)
+
 @patch
 def _repr_html_(self:Audit):
     show = lambda f,*x: "" if any(v!=v for v in x) else f.format(*x) # NaN: nothing was measured

@@ -65,6 +65,11 @@ def test_each_made_up_fault_fails_by_its_own_rule_first(moved, first):
     assert not a.passed and a.first == first and a.failed[0] == first
     assert set(a.failed) <= {first, "kl"} # a rise of the loss comes with a change of the distribution
 
+def test_worse_lists_only_what_is_certainly_worse():
+    w = compare(*frame(ioi=-60, train=120, held=100)).worse
+    assert ("ioi", "correct") in set(zip(w.area, w.measure)) and not (w.area == "lists").any() and w.worse.all()
+    assert w.clear.is_monotonic_decreasing and not len(compare(*[frame()[0]]*2).worse)
+
 def test_a_good_edit_passes():
     a = compare(*frame(train=120, held=100, wrong=.01, kl=.01))
     assert a.passed and not a.failed and a.untested == [] and compare(*frame()).untested == ["lag"]
@@ -159,7 +164,7 @@ def test_generations_equal_a_loop_without_cache(toy):
 def test_planted_faults_on_smollm2():
     "Each fault in a real model fails by its own rule first; an edit that does nothing changes nothing at all"
     model = load_model("smollm2", device="cpu")
-    plan = Plan(text=4, ioi=24, lists=(5,), per_template=12, per_form=6, induction=4, new_tokens=4)
+    plan = Plan(text=3, ioi=20, lists=(5,), per_template=8, per_form=4, induction=2, new_tokens=2)
     base = measure(model, plan)
     check = lambda e: audit(model, e, plan=plan, before=base)
     assert (check(component_edit(model, {"20.0.0": 1.})).changes.change == 0).all()
