@@ -44,7 +44,8 @@ def weight_files(path:Path, # folder of a checkpoint
     path = Path(path)
     files,index = sorted(path.glob("*.safetensors")),path/"model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        try: shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError,KeyError,TypeError,AttributeError) as e: raise CheckpointError(f"{index} is not a shard index ({e!r}). Fetch or save the model again.") from e
         if gone := sorted(shards-{f.name for f in files}):
             raise CheckpointError(f"{path} lacks {len(gone)} of {len(shards)} shards named in its index, first {gone[0]}. Fetch the model again.")
         files = [f for f in files if f.name in shards]
