@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup paper test check notebooks-test export notebooks benchmark toy hooks clean
+.PHONY: help setup paper test check notebooks-test export notebooks benchmark toy toy-position hooks clean
 # One thing at a time, also under `make -j`: torch already uses every core, so two notebooks or two pytest workers
 # side by side would fight over the same cores and hold the model in memory twice. One worker is as fast and repeatable.
 .NOTPARALLEL:
@@ -53,6 +53,9 @@ benchmark: setup ## measure on this machine and store the outputs of nbs/benchma
 
 toy: setup ## train the toy model of nbs/toy.ipynb anew, into the package
 	@$(BIN)/python -c 'from talking_heads.toy import make_toy; print(make_toy("talking_heads/models/toy"))'
+
+toy-position: setup ## train the model of nbs/toy_position.ipynb anew, into the package
+	@$(BIN)/python -c 'from talking_heads.toy_position import make_toy_position; print(make_toy_position("talking_heads/models/toy-position"))'
 
 hooks: ## let git run the fast check before each commit
 	@git config core.hooksPath .githooks

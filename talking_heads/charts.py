@@ -423,7 +423,8 @@ def component_ranks(df:pd.DataFrame, # one row per writer of one reader: `src sc
     marked = df[df.cls!="other"]
     marked = marked.assign(best=~marked.src.str.split(".").str[:2].str.join(".").duplicated())
     best = ", ".join(f"{r.src} rank {r['rank']}" for _,r in marked.head(4).iterrows()) or "none"
-    return _finish(alt.layer(line, *_rank_marks(marked)), title, subtitle or f"{len(df):,} writers; marked: {', '.join(classes)}",
+    marks = _rank_marks(marked) if len(marked) else () # a legend without entries would push the axes out of sight
+    return _finish(alt.layer(line, *marks), title, subtitle or f"{len(df):,} writers; marked: {', '.join(classes)}",
                    f"Scores of {len(df)} writers by rank. Marked ones among the loudest: {best}.")
 
 # %% ../nbs/charts.ipynb #c087

@@ -44,7 +44,7 @@ def isotropic_tail(lam:Tensor, # (... component) shares of a reader's squared si
     t = _saddlepoint(a,rest,safe)
     K,_,K2,K3 = _cumulants(t,a,rest,safe)
     w,u = t.sign()*(-2*K).clamp_min(0).sqrt(),t*K2.sqrt()
-    tail = torch.special.ndtr(-(w+(u/w).log()/w))
+    tail = torch.special.log_ndtr(-(w+(u/w).log()/w)).exp() # torch's ndtr itself is zero below 1e-16
     centre = .5-K3/(6*math.sqrt(2*math.pi)*K2.pow(1.5)) # the limit at the mean, where w and u vanish
     p = torch.where(w.abs()<1e-3, centre, tail).clamp(0,1)
     return torch.where(inside,p,(x<=0).double())

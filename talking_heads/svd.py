@@ -88,7 +88,10 @@ class _Tensors:
     def __contains__(self, name): return name in self.where
     def __call__(self, name, layer, shape=None):
         if name not in self.where: raise CheckpointError(f"Layer {layer}: the checkpoint has no tensor {name}.")
-        with safe_open(self.where[name],"pt") as s: x = s.get_tensor(name).float()
+        with safe_open(self.where[name],"pt") as s: x = s.get_tensor(name)
+        if x.dtype not in (torch.float64,torch.float32,torch.float16,torch.bfloat16): raise CheckpointError(f"Layer {layer}: {name} holds {str(x.dtype).removeprefix('torch.')} "
+            "numbers. Quantised weights mean nothing without their scales: load the model where they are understood, dequantise it and save it again.")
+        x = x.float()
         if shape and tuple(x.shape)!=tuple(shape): raise CheckpointError(f"Layer {layer}: {name} has shape {tuple(x.shape)}, but the config calls for {tuple(shape)}.")
         return x
 
@@ -180,6 +183,7 @@ def attention_weights(name="smollm2", # embedded name, folder, Hugging Face id, 
         config,t = read_config(c.path),_Tensors(weight_files(c.path))
     config = config.get("text_config",config)
     f,s = family_of(config),shape_of(config)
+    _check_depth(f,s,t,c.name)
     if center_writing and not f.layer_norm: raise ModelError(f"{c.name} uses RMSNorm, which does not remove the mean, so centring what heads write would change the model.")
     return AttentionWeights(c, f, s, processing, center_writing, t, _prefix(f,t,c.name), config)
 
@@ -189,6 +193,12 @@ def _prefix(f:Family, t:_Tensors, name:str)->str:
     for p in f.prefixes:
         if f"{p}{f.layer.format(l=0)}{f.o}.weight" in t: return p
     raise CheckpointError(f"{name} has no tensor {f.layer.format(l=0)}{f.o}.weight under any known prefix. Some names it has: {', '.join(list(t.where)[:3])}.")
+
+def _check_depth(f:Family, s:Shape, t, name:str):
+    "Refuse a config that calls for fewer layers than there are; one that calls for more fails where the first is missing"
+    for p in f.prefixes:
+        if (extra:=f"{p}{f.layer.format(l=s.n_layers)}{f.o}.weight") in t: raise CheckpointError(f"{name} has a tensor {extra}, but its config "
+            f"calls for {s.n_layers} layers. Config and weights are not of the same model: fetch or save it again.")
 
 @patch
 def __getitem__(self:AttentionWeights, l:int)->LayerWeights:

@@ -174,3 +174,10 @@ def test_import_needs_no_model_code():
     code = "import sys, talking_heads.charts; print([m for m in ('torch','transformers','transformer_lens') if m in sys.modules])"
     out = subprocess.run([sys.executable,"-c",code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert out.stdout.strip() == "[]", out.stderr
+
+def test_ranks_without_named_heads_have_no_empty_legend():
+    "Vega gives a legend without entries an infinite height, and the axes vanish"
+    df = pd.DataFrame(dict(src=[f"1.{i}.0" for i in range(9)], score=[1/(i+3) for i in range(9)], z=1., rank=range(1, 10)))
+    spec = json.dumps(charts.component_ranks(df, {}, title="t").to_dict())
+    assert '"domain": []' not in spec and '"color": {"field"' not in spec
+    assert '"color": {"field"' in json.dumps(charts.component_ranks(df, {"1.3": "mover"}, title="t").to_dict())

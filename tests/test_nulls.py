@@ -41,6 +41,14 @@ def test_one_heard_direction_is_a_beta():
     p = isotropic_tail(lam.expand(4, 1), cosine.square().double(), 3)
     torch.testing.assert_close(p, 1-cosine.double(), atol=.02, rtol=.1)
 
+def test_the_far_tail_is_exact_where_it_can_be_written_down():
+    "With two equal heard directions s^2 has the tail (1-2s^2)^((d-2)/2); it does not vanish where float64's normal tail would"
+    y, d = torch.linspace(.02, .8, 30).double(), 768
+    p, want = isotropic_tail(torch.full((30, 2), .5), y/2, d), (1-y).log()*(d-2)/2
+    assert want.min() < -600 and (p > 0).all() and (p.log()/want-1).abs().max() < .01
+    table = isotropic_p((y/2).sqrt()[:, None], torch.full((1, 2), .5), d)[:, 0]
+    assert (table.log()/want-1).abs()[want > -500].max() < .02
+
 def test_q_by_hand_and_by_histogram():
     from talking_heads.scan import _bin, _bins, q_of
     p = torch.rand(5000, generator=torch.Generator().manual_seed(1)).double()**4

@@ -106,12 +106,29 @@ def test_bad_checkpoints(tmp_path):
     (folder/"model.safetensors").write_bytes(good)
     c = json.loads((folder/"config.json").read_text()); (folder/"config.json").write_text(json.dumps(c | {"model_type": "mamba"}))
     with pytest.raises(ModelError, match="No family record"): attention_weights(str(folder))
+    (folder/"config.json").write_text(json.dumps(c | {"num_hidden_layers": 2}))
+    with pytest.raises(CheckpointError, match="calls for 2 layers"): attention_weights(str(folder))
+    (folder/"config.json").write_text(json.dumps(c | {"num_hidden_layers": 4}))
+    with pytest.raises(CheckpointError, match="Layer 3: .* no tensor"): attention_weights(str(folder))[3]
     (folder/"config.json").write_text(json.dumps(c | {"model_type": "gpt2"}))
     with pytest.raises(CheckpointError, match="under any known prefix"): attention_weights(str(folder))
     (folder/"config.json").write_text(json.dumps(c))
     with pytest.raises(ModelError, match="raw or folded"): attention_weights(str(folder), "cooked")
     with pytest.raises(HeadError, match="layers 0 to 2"): attention_weights(str(folder))[3]
     with pytest.raises(HeadError, match="OV or QK"): components(attention_weights(str(folder)), 0, "VO")
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(dtype, tmp_path):
+    folder = tiny.save("llama", tmp_path)
+    damage(folder, lambda w: w.update({k: w[k].to(dtype) for k in w if "layers.1.self_attn.v_proj" in k}))
+    with pytest.raises(CheckpointError, match="Layer 1: .*v_proj.* Quantised"): attention_weights(str(folder))[1]
+    attention_weights(str(folder))[0]
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_damaged_index_is_named(text, tmp_path):
+    folder = tiny.save("llama", tmp_path)
+    (folder/"model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match="not a shard index"): attention_weights(str(folder))
 
 @settings(max_examples=40, deadline=None)
 @given(batch=st.integers(1, 3), m=st.integers(2, 24), n=st.integers(2, 24), r=st.integers(1, 8), seed=st.integers(0, 10**6))

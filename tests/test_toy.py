@@ -59,12 +59,13 @@ def test_training_repeats_to_the_bit_and_begins_as_committed():
     _, _, log = train_toy(3, seed=committed["seed"], total=1500)
     torch.testing.assert_close(torch.tensor(log), torch.tensor(committed["first"][:3]), atol=1e-3, rtol=1e-3)
 
-def test_altered_weights_are_refused(tmp_path, monkeypatch):
-    shutil.copytree(find_checkpoint("toy").path, tmp_path/"models"/"toy")
+@pytest.mark.parametrize("name", ["toy", "toy-position"])
+def test_altered_weights_are_refused(name, tmp_path, monkeypatch):
+    shutil.copytree(find_checkpoint(name).path, tmp_path/"models"/name)
     monkeypatch.setattr("talking_heads.checkpoints.files", lambda _: tmp_path)
-    f = tmp_path/"models"/"toy"/"model.safetensors"
-    assert find_checkpoint("toy").source == "embedded"
+    f = tmp_path/"models"/name/"model.safetensors"
+    assert find_checkpoint(name).source == "embedded"
     raw = bytearray(f.read_bytes()); raw[-5] ^= 1; f.write_bytes(raw)
-    with pytest.raises(CheckpointError, match="altered"): find_checkpoint("toy")
-    (tmp_path/"models"/"toy"/"toy.json").unlink()
-    with pytest.raises(CheckpointError, match="incomplete"): find_checkpoint("toy")
+    with pytest.raises(CheckpointError, match="altered"): find_checkpoint(name)
+    (tmp_path/"models"/name/"toy.json").unlink()
+    with pytest.raises(CheckpointError, match="incomplete"): find_checkpoint(name)
