@@ -90,12 +90,18 @@ def _setting(model, s:Subspace, values)->dict: # layer to a change of z (batch v
     return {l:change(parts) for l,parts in layers.items()}
 
 # %% ../nbs/steering.ipynb #c010
+@torch.no_grad()
 def natural(model, # from `load_model`
             prompts:Prompts,
             s:Subspace,
+            runs:list|None=None, # from `prefixes` of the same prompts
            )->Tensor: # (batch k)
     "Coordinates that the model itself writes at END"
-    z = readout(model,prompts,()).z
+    if runs is None: z = readout(model,prompts,()).z
+    else:
+        z = torch.zeros(len(prompts),model.cfg.n_layers,model.cfg.n_heads,model.cfg.d_head)
+        def keep(l,g): return lambda x,hook: z.__setitem__((g,l),x[:,-1].float().cpu())
+        for g,r in runs: r.run([(f"blocks.{h.layer}.attn.hook_z",keep(h.layer,g)) for h in s.heads],start_at_layer=s.first)
     return torch.cat([coordinates(z,model,V,h) for h,V in zip(s.heads,s.V)],-1)
 
 # %% ../nbs/steering.ipynb #c012
@@ -123,11 +129,12 @@ def steer(model, # from `load_model`
           s:Subspace,
           values:Tensor, # (N k) one row of coordinates per target place
           observers=(), # heads whose attention is read as well
+          runs:list|None=None, # from `prefixes` of the same prompts
          )->pd.DataFrame: # one row per prompt and target: position target named top1, and looked with observers
     "Set the coordinates at END to those of each target place, and say what came of it"
     N,ids = _items(prompts)
     if values.shape!=(N,len(s)): raise EditError(f"Values have shape {tuple(values.shape)}; lists of {N} items in {len(s)} dimensions need {(N,len(s))}.")
-    v = run_variants(model,prompts,_setting(model,s,lambda g: values[None]),N,observers,tuple(f"item{i+1}" for i in range(N)))
+    v = run_variants(model,prompts,_setting(model,s,lambda g: values[None]),N,observers,tuple(f"item{i+1}" for i in range(N)),runs=runs)
     named = _in_list_order(v.choices,prompts).argmax(-1)
     frame = pd.DataFrame([dict(prompt=b,position=p.info["position"],target=t+1) for b,p in enumerate(prompts) for t in range(N)])
     frame = frame.assign(named=(named==torch.arange(N)).flatten().numpy(),top1=(v.top==ids).flatten().numpy())
@@ -162,10 +169,6 @@ def _item_logits(model, runs:Reruns, hooks:list, n:int, ids:Tensor, start:int)->
     return torch.einsum("bnd,bid->bni",x,W)
 
 # %% ../nbs/steering.ipynb #c017
-def _batches(model, prompts:Prompts, size:int)->list: # of (indices, Reruns)
-    "Prefix caches of all prompts, once"
-    return [(g,Reruns(model,prompts[g])) for g in prompts.groups(size)]
-
 def _end_hooks(changes:dict, g:list, n:int)->list:
     "Hooks that keep gradients"
     def hook(f): return lambda z,hook: f(z.view(len(g),n,*z.shape[-2:]).clone(),g).view(z.shape)
@@ -183,14 +186,15 @@ def fit_gradient(model, # from `load_model`
                  steps:int=80, # Adam steps, each on one batch of prompts and all targets
                  size:int=16, # prompts per step
                  seed:int=0, # of the batches
-                 runs:list|None=None, # prefix caches from an earlier fit on the same prompts
+                 runs:list|None=None, # from `prefixes` of the same prompts, `size` at a time
                 )->Tensor: # (N k) coordinates for each target place
     "Coordinates that make the model name each target, by gradient descent"
     N,ids = _items(prompts)
-    c,place = natural(model,prompts,s),torch.tensor([p.info["position"]-1 for p in prompts])
+    runs = runs or prefixes(model,prompts,size)
+    c,place = natural(model,prompts,s,runs),torch.tensor([p.info["position"]-1 for p in prompts])
     start,unit = _start(c,place,N,3.),c.std(0).clamp_min(.3*float(c.std(0).mean()))
     x,g = torch.zeros(N,len(s),requires_grad=True),torch.Generator().manual_seed(seed)
-    runs,opt = runs or _batches(model,prompts,size),torch.optim.Adam([x],lr=1.)
+    opt = torch.optim.Adam([x],lr=1.)
     for i in progress(range(steps),"fitting coordinates"):
         b,r = runs[int(torch.randint(len(runs),(),generator=g))]
         opt.param_groups[0]["lr"] = 1-i/steps
@@ -221,13 +225,14 @@ def attention_response(model, # from `load_model`
                        prompts:Prompts, # lists of one length N
                        s:Subspace,
                        observers, # movers
+                       runs:list|None=None, # from `prefixes` of the same prompts
                       )->tuple[Tensor,Tensor]: # reaction (k observer N) per unit, and the unit (k)
     "Mean change of the observers' attention scores to the items, less their mean over items, as each coordinate grows by one unit"
-    c = natural(model,prompts,s)
+    c = natural(model,prompts,s,runs)
     unit = c.std(0).clamp_min(1e-6)
     values = torch.cat([torch.zeros(1,len(s)),torch.diag(unit)])
     N,_ = _items(prompts)
-    v = run_variants(model,prompts,_setting(model,s,lambda g: c[g][:,None]+values[None]),len(s)+1,observers,tuple(f"item{i+1}" for i in range(N)),logits=False)
+    v = run_variants(model,prompts,_setting(model,s,lambda g: c[g][:,None]+values[None]),len(s)+1,observers,tuple(f"item{i+1}" for i in range(N)),logits=False,runs=runs)
     score = v.attention.clamp_min(1e-9).log() # softmax scores up to a constant, which the next line removes
     score = score-score.mean(-1,keepdim=True)
     return (score[:,1:]-score[:,:1]).mean(0),unit
@@ -239,14 +244,15 @@ def fit_attention(model, # from `load_model`
                   observers, # movers
                   gain:float=3., # how much the target's score shall rise over the mean of the items
                   ridge:float=.1, # weight of small changes, against the mean squared reaction
+                  runs:list|None=None, # from `prefixes` of the same prompts
                  )->Tensor: # (N k)
     "Coordinates that raise the observers' attention to each target, by ridge regression on their mean reaction"
     N,_ = _items(prompts)
-    J,unit = attention_response(model,prompts,s,observers)
+    J,unit = attention_response(model,prompts,s,observers,runs)
     A = J.flatten(1).T.double() # (observer*N, k)
     want = gain*(torch.eye(N)-1/N).double()[:,None].expand(-1,J.shape[1],-1).flatten(1) # (N, observer*N)
     x = torch.linalg.solve(A.T@A+ridge*float(A.square().sum()/A.shape[1])*torch.eye(len(s)).double(),A.T@want.T).T
-    return natural(model,prompts,s).mean(0)+(x.float()*unit)
+    return natural(model,prompts,s,runs).mean(0)+(x.float()*unit)
 
 # %% ../nbs/steering.ipynb #c027
 @torch.no_grad()
@@ -288,24 +294,30 @@ def _arms(weights, names3:list, names8:list, n_items:int)->dict: # arm to subspa
     return arms
 
 # %% ../nbs/steering.ipynb #c031
-def _judged(model, s:Subspace, values:Tensor, n_items:int, movers, n:int, seed:int)->list: # rows
-    "Scores of fitted values on fresh prompts of the training template, and of a held-out one"
-    lists = lambda t: laundry_list(**task_args(model),n_items=n_items,n=n,seed=seed,template=t)
-    return [dict(template=t,**steering_scores(steer(model,lists(t),s,values,movers))) for t in ("things",held_out[0])]
+def _tests(model, n_items:int, n:int, seed:int)->dict: # template to (prompts, prefix caches)
+    "Fresh prompts of the training template, and of a held-out one"
+    lists = {t:laundry_list(**task_args(model),n_items=n_items,n=n,seed=seed,template=t) for t in ("things",held_out[0])}
+    return {t:(p,prefixes(model,p,max(8,160//n_items))) for t,p in lists.items()}
 
 def _study_rows(model, weights, names3, names8, n_items, movers, n, seed, done:set)->list:
     "Fit and judge the arms of one list length that are not done yet"
-    train,runs,rows = laundry_list(**task_args(model),n_items=n_items,n=160,seed=seed+100),None,[]
-    for arm,s in _arms(weights,names3,names8,n_items).items():
-        for how in ("gradient","attention"):
-            if (n_items,arm,how) in done or (how=="attention" and "random" in arm): continue
-            if how=="gradient": runs = runs or _batches(model,train,16)
-            values = fit_gradient(model,train,s,runs=runs,seed=seed) if how=="gradient" else fit_attention(model,train,s,movers)
-            about = dict(n_items=n_items,arm=arm,fit=how,names=list(s.names),values=values.tolist())
-            rows += [about|r for r in _judged(model,s,values,n_items,movers,n,seed+1)]
+    arms = [(a,s,how) for a,s in _arms(weights,names3,names8,n_items).items() for how in ("gradient","attention") if not (how=="attention" and "random" in a)]
+    arms = [x for x in arms if (n_items,x[0],x[2]) not in done]
+    if not arms: return []
+    train,tests,rows = laundry_list(**task_args(model),n_items=n_items,n=160,seed=seed+100),_tests(model,n_items,n,seed+1),[]
+    runs = prefixes(model,train,16)
+    for arm,s,how in arms:
+        values = fit_gradient(model,train,s,runs=runs,seed=seed) if how=="gradient" else fit_attention(model,train,s,movers,runs=runs)
+        about = dict(n_items=n_items,arm=arm,fit=how,names=list(s.names),values=values.tolist())
+        rows += [about|dict(template=t)|steering_scores(steer(model,p,s,values,movers,r)) for t,(p,r) in tests.items()]
     return rows
 
 # %% ../nbs/steering.ipynb #c032
+def _begun(path:Path, info:dict)->dict:
+    "What an earlier run with the same settings left, if there was one"
+    old = json.loads(Path(path).read_text()) if Path(path).is_file() else {}
+    return old if all(old.get(k)==v for k,v in info.items()) else {}
+
 def steering_study(model, # SmolLM2 from `load_model`
                    heads:list, # the two strongest inhibition heads, strongest first, from `find_heads`
                    movers:list, # from `find_heads`
@@ -317,17 +329,16 @@ def steering_study(model, # SmolLM2 from `load_model`
     "Compute the stored table; what an interrupted run finished is kept"
     weights = attention_weights(model,"folded")
     info = dict(sha256=model.checkpoint.sha256,heads=list(map(str,heads)),movers=list(map(str,movers)),n=n,seed=seed)
-    old = json.loads(Path(path).read_text()) if Path(path).is_file() else {}
-    if any(old.get(k)!=v for k,v in info.items()): old = {}
-    chosen = old.get("chosen") or choose_components(model,weights,laundry_list(**task_args(model),n_items=5,n=160,seed=seed+100),heads,4,steps=60,seed=seed)
-    rows = old.get("rows",[])
-    save = lambda: write_json(info|dict(versions=versions(),chosen=chosen,rows=rows),path)
+    old,train = _begun(path,info),laundry_list(**task_args(model),n_items=5,n=160,seed=seed+100)
+    chosen = old.get("chosen") or choose_components(model,weights,train,heads,4,steps=60,seed=seed)
+    few,rows = [c for c in chosen if parse_component(c)[0]==parse_head(heads[0])][:3],old.get("rows",[])
     for n_items in sizes:
         done = {(r["n_items"],r["arm"],r["fit"]) for r in rows}
-        rows += _study_rows(model,weights,[c for c in chosen if parse_component(c)[0]==parse_head(heads[0])][:3],chosen,n_items,movers,n,seed,done)
-        save()
+        rows += _study_rows(model,weights,few,chosen,n_items,movers,n,seed,done)
+        write_json(info|dict(versions=versions(),chosen=chosen,rows=rows),path)
     return Path(path)
 
+# %% ../nbs/steering.ipynb #c033
 def stored_steering()->dict: # provenance, `chosen` components and `rows`
     "The table in the package"
     return json.loads(_steering_table.read_text())

@@ -12,7 +12,7 @@ from talking_heads.interventions import *
 from talking_heads.evaluation import *
 from talking_heads.removal import *
 from talking_heads.steering import *
-from talking_heads.steering import _batches, _in_list_order, _item_logits, _end_hooks, _setting
+from talking_heads.steering import _in_list_order, _item_logits, _end_hooks, _setting
 
 close = lambda a, b, eps=2e-4: torch.testing.assert_close(a.float(), b.float(), atol=eps, rtol=1e-4)
 circuit = ["1.0.0", "1.0.1", "1.1.0", "1.1.1"]
@@ -32,6 +32,13 @@ def test_setting_what_is_there_changes_nothing(toy, weights):
     c = natural(toy, p, s)
     v = run_variants(toy, p, _setting(toy, s, lambda g: c[g][:, None]), 1)
     close(v.choices[:, 0], choice_logits(readout(toy, p, ())), 1e-3)
+
+def test_kept_prefixes_change_nothing(toy, weights):
+    p, s = lists(toy), subspace(weights, circuit+["2.0.0"])
+    runs = prefixes(toy, p, 5)
+    close(natural(toy, p, s), natural(toy, p, s, runs))
+    values = natural(toy, p, s)[:3]
+    assert steer(toy, p, s, values, ["2.1"]).equals(steer(toy, p, s, values, ["2.1"], runs))
 
 def test_setting_is_that_of_interventions(toy, weights):
     p, s = lists(toy), subspace(weights, ["1.0.0", "1.0.1"])
@@ -55,7 +62,7 @@ def test_item_logits_are_the_models(kind, tmp_path):
     model = load_model(str(tiny.save(kind, tmp_path)), device="cpu")
     p = lists(model, 3, 12)
     s = subspace(attention_weights(model), ["1.0.0", "1.2.1"])
-    (g, r), *_ = _batches(model, p, 4)
+    (g, r), *_ = prefixes(model, p, 4)
     ids = torch.tensor([[dict(zip((q.answer,)+q.distractors, (q.answer_id,)+q.distractor_ids))[w] for w in q.info["items"].split(",")] for q in p[g]])
     x = natural(model, p, s)[g][:, None].requires_grad_()
     out = _item_logits(model, r, _end_hooks(_setting(model, s, lambda g: x), g, 1), 1, ids, s.first)
