@@ -600,11 +600,12 @@ def spoken(spec:dict, # a Vega-Lite spec
 
 # %% ../nbs/charts.ipynb #c108
 def chart_html(spec:dict, # a Vega-Lite spec with its data inside
+               scripts:list=libraries, # where a page that has no Vega yet finds it; paths or addresses
               )->str: # one `div` and one `script`
     "HTML that draws `spec` with the page's own Vega, in the page's colours and width"
     from html import escape
     id,said = f"th-{hashlib.sha256(json.dumps(spec,sort_keys=True).encode()).hexdigest()[:12]}", spoken(spec)
-    parts = dict(spec=spec, id=id, said=said, inks=page_inks|{"either":ink}, libraries=libraries, family=font)
+    parts = dict(spec=spec, id=id, said=said, inks=page_inks|{"either":ink}, libraries=scripts, family=font)
     const = "\n".join(f"  const {k} = {_js(v)}" for k,v in parts.items())
     script = "\n".join(p.strip("\n") for p in (const,_js_dark,_js_fit,_js_draw,_js_watch,_js_load))
     return (f'<div id="{id}" class="th-chart" style="width:100%;overflow-x:auto">'
