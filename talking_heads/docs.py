@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['vega_file', 'views', 'DocsError', 'page_name', 'directives', 'Symbol', 'symbols', 'symbol_index', 'linked', 'card',
-           'site_notebook', 'sidebar', 'citation_page', 'project_root', 'prepare', 'mathml', 'finish', 'link_faults',
-           'build_docs', 'serve_preview', 'chromium', 'browser', 'settled', 'take_screenshots', 'th_docs']
+           'site_notebook', 'sidebar', 'citation_page', 'dark_theme', 'project_root', 'prepare', 'mathml', 'finish',
+           'link_faults', 'build_docs', 'serve_preview', 'chromium', 'browser', 'settled', 'take_screenshots',
+           'th_docs']
 
 # %% ../nbs/docs.ipynb #c003
 import ast, functools, html, http.server, io, json, re, shutil, subprocess, tempfile, threading, time, tokenize
@@ -154,11 +155,12 @@ def symbols(source:str, # Python source
 def symbol_index(modidx:dict, # the dict `d` of `_modidx.py`
                 )->dict[str,str]: # name to `page.html#anchor`
     "Where each public symbol is documented, under its short name, `room.name` and its full name"
-    index,twice = {},set()
+    index,twice,taken = {},set(),{}
     for module,syms in modidx["syms"].items():
-        for full,(address,_) in syms.items():
+        for full,(address,_) in sorted(syms.items(),reverse=True): # functions before classes
             name = full[len(module)+1:]
             if any(p.startswith("_") for p in name.split(".")): continue
+            if taken.setdefault(address,full)!=full: address += "-class"
             if index.get(name,address)!=address: twice.add(name)
             room = module.rpartition(".")[2]
             index |= {k:address for k in (name,f"{room}.{name}",full)}
@@ -216,11 +218,13 @@ _raw = lambda content: f"```{{=html}}\n{content}\n```"
 def card(s:Symbol, # what to describe
          index:dict, # name to `page.html#anchor`
          source:str="", # address of its source
+         room:str="", # the room it belongs to, in case another has the same name
         )->str: # Markdown
     "A symbol's entry on its page: heading, how to call it, what it does, its parameters and its source"
-    level,link = "####" if s.kind=="method" else "###", f' <a class="th-source" href="{source}">source</a>' if source else ""
-    box = f'<div class="th-call"><pre tabindex="0"><code>{html.escape(s.call)}</code></pre>{link}</div>'
-    return "\n\n".join(filter(None,[f"{level} `{s.name}` {{#{s.anchor} .th-symbol}}", _raw(box), linked(s.doc,index), _boxed(_table(s,index))]))
+    anchor = (index.get(f"{room}.{s.name}") or index.get(s.name) or f"#{s.anchor}").rpartition("#")[2]
+    level,link = "####" if s.kind=="method" else "###", f'<a class="th-source" href="{source}" aria-label="source of {s.name}">source</a>' if source else ""
+    box = f'<div class="th-call">{link}<pre tabindex="0"><code>{html.escape(s.call)}</code></pre></div>'
+    return "\n\n".join(filter(None,[f"{level} `{s.name}` {{#{anchor} .th-symbol}}", _raw(box), linked(s.doc,index), _boxed(_table(s,index))]))
 
 # %% ../nbs/docs.ipynb #c034
 def _boxed(table):
@@ -232,7 +236,7 @@ def _only_imports(source):
     "Does a cell do nothing but import and set the machine up?"
     return all(isinstance(n,(ast.Import,ast.ImportFrom)) for n in ast.parse(source).body)
 
-def _code_cell(cell, index, where, up):
+def _code_cell(cell, index, where, up, room):
     "A code cell as the page shows it: cards, then the cell, with its outputs made fit for the site"
     notes,source = directives("".join(cell["source"]))
     if notes.keys() & {"hide","default_exp"} or notes.get("include")=="false": return []
@@ -242,7 +246,7 @@ def _code_cell(cell, index, where, up):
     if found: notes |= {"code-fold":"true", "code-summary":"source"}
     keep = [f"#| {k}: {v}" for k,v in notes.items() if k in _shown_options]
     outputs = [_output(o,up) for o in cell.get("outputs",[])]
-    cards = [_text_cell(card(s,index,where.get(s.name,""))) for s in found]
+    cards = [_text_cell(card(s,index,where.get((room,s.name),""),room)) for s in found]
     return [*cards, dict(cell_type="code", execution_count=None, metadata={}, source="\n".join([*keep,source]), outputs=outputs)]
 
 # %% ../nbs/docs.ipynb #c039
@@ -289,6 +293,11 @@ def _headings_apart(text, anchors):
         return f"{m[0]} {{#about-{slug}}}" if slug in anchors and "{#" not in m[0] else m[0]
     return re.sub(r"^(#+)[ \t]+(.*?)[ \t]*$",one,text,flags=re.M)
 
+def _room(nb):
+    "The room a notebook exports to, or nothing"
+    names = [directives("".join(c["source"]))[0].get("default_exp") for c in nb["cells"] if c["cell_type"]=="code"]
+    return next(filter(None,names),"")
+
 def _anchors(nb):
     "Ids of the symbols that a notebook documents"
     cells = [directives("".join(c["source"])) for c in nb["cells"] if c["cell_type"]=="code"]
@@ -297,18 +306,18 @@ def _anchors(nb):
 # %% ../nbs/docs.ipynb #c049
 def site_notebook(nb:dict, # a notebook
                   index:dict, # name to `page.html#anchor`
-                  where:dict={}, # name of a symbol to the address of its source
+                  where:dict={}, # (room, name) of a symbol to the address of its source
                   source:str="", # address of the notebook itself
                   up:str="", # path from its page to the root of the site, such as `../`
                  )->dict: # a notebook for the site
     "A notebook as the site shows it: titled, linked, with cards for symbols and outputs that need no network"
     first = "".join(nb["cells"][0]["source"]) if nb["cells"] else ""
     title,words,rest = _title(first) if nb["cells"] and nb["cells"][0]["cell_type"]=="markdown" else ("","","")
-    anchors = _anchors(nb)
+    anchors,room = _anchors(nb),_room(nb)
     front = "---\n"+"".join(f"{k}: {json.dumps(v)}\n" for k,v in (("title",title),("description",words)) if v)+"---"
     cells = [dict(cell_type="raw", metadata={}, source=front)] + ([_text_cell(linked(rest,index))] if rest.strip() else [])
     for c in nb["cells"][1 if title else 0:]:
-        if c["cell_type"]=="code": cells += _code_cell(c,index,where,up)
+        if c["cell_type"]=="code": cells += _code_cell(c,index,where,up,room)
         elif c["cell_type"]=="markdown": cells.append(_text_cell(linked(_headings_apart(_pages_linked("".join(c["source"])),anchors),index)))
     if source: cells.append(_text_cell(f'This page is a notebook: [{source.rpartition("/")[2]}]({source}){{.th-notebook}}'))
     return dict(cells=cells, metadata=dict(kernelspec=dict(name="python3",language="python",display_name="python3")), nbformat=4, nbformat_minor=4)
@@ -356,6 +365,13 @@ def _bibtex(cite, year, where):
     return f"@{kind}{{{key},\n{lines}\n}}"
 
 # %% ../nbs/docs.ipynb #c057
+def dark_theme()->str: # CSS
+    "Bootstrap with its dark mode always on, from the copy that smalldocs ships"
+    import smalldocs
+    css = (Path(smalldocs.__file__).parent/"assets"/"vendor"/"bootstrap"/"bootstrap.min.css").read_text(encoding="utf-8")
+    return css.replace("[data-bs-theme=dark]{",":root,[data-bs-theme=dark]{").replace("[data-bs-theme=dark] ",":root ")
+
+# %% ../nbs/docs.ipynb #c059
 def project_root(start:Path=".", # a folder of the checkout
                 )->Path: # the folder with settings.ini; `DocsError` if there is none
     "The checkout that a folder lies in"
@@ -370,12 +386,12 @@ def _settings(root):
     cfg.read(root/"settings.ini",encoding="utf-8")
     return cfg["DEFAULT"]
 
-# %% ../nbs/docs.ipynb #c058
+# %% ../nbs/docs.ipynb #c060
 def _source_addresses(root, repo):
     "Address of the source of every public symbol"
     out = {}
     for p in sorted((root/"talking_heads").glob("[!_]*.py")):
-        for s in symbols(p.read_text(encoding="utf-8")): out[s.name] = f"{repo}/talking_heads/{p.name}#L{s.line}"
+        for s in symbols(p.read_text(encoding="utf-8")): out[p.stem,s.name] = f"{repo}/talking_heads/{p.name}#L{s.line}"
     return out
 
 def _modidx(root):
@@ -383,7 +399,7 @@ def _modidx(root):
     tree = ast.parse((root/"talking_heads"/"_modidx.py").read_text(encoding="utf-8"))
     return ast.literal_eval(next(n.value for n in tree.body if isinstance(n,ast.Assign)))
 
-# %% ../nbs/docs.ipynb #c059
+# %% ../nbs/docs.ipynb #c061
 def _notebooks(nbs):
     "Notebooks of the site: those in `nbs` without `_` in front, and the stored runs"
     own = [p for p in sorted(nbs.glob("*.ipynb")) if not p.name.startswith(("_",".")) and p.exists()]
@@ -403,9 +419,10 @@ def _written_notebooks(root, proc, repo):
         pages.append(dest.as_posix())
     return pages
 
-# %% ../nbs/docs.ipynb #c060
+# %% ../nbs/docs.ipynb #c062
 def prepare(root:Path, # the checkout
             proc:Path, # an empty folder
+            quarto:bool=False, # for Quarto, which has themes of its own?
            )->list[str]: # sources of the pages
     "Write into `proc` all that smalldocs or Quarto reads"
     import yaml
@@ -421,10 +438,13 @@ def prepare(root:Path, # the checkout
     site = yaml.safe_load((root/"nbs"/"_quarto.yml").read_text(encoding="utf-8"))
     side = site["website"]["sidebar"]
     side["contents"] = sidebar(side["contents"],pages)
+    if not quarto:
+        (proc/"dark.css").write_text(dark_theme(),encoding="utf-8")
+        site["format"]["html"]["theme"]["dark"] = "dark.css"
     (proc/"_quarto.yml").write_text(yaml.safe_dump(site,sort_keys=False),encoding="utf-8")
     return pages
 
-# %% ../nbs/docs.ipynb #c062
+# %% ../nbs/docs.ipynb #c064
 _math = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>',re.S)
 
 def mathml(page:str, # HTML with formulas as smalldocs writes them
@@ -436,7 +456,7 @@ def mathml(page:str, # HTML with formulas as smalldocs writes them
         return f'<span class="math {m[1]}">{shown}</span>'
     return _math.sub(one,page)
 
-# %% ../nbs/docs.ipynb #c064
+# %% ../nbs/docs.ipynb #c066
 _katex = re.compile(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?')
 _import = re.compile(r"""@import\s+(?:url\()?\s*["']?https?:.*?["']?\s*\)?\s*;(?=[^0-9])""",re.S)
 _policy = ("default-src 'self' file: data: blob:; script-src 'self' file: 'unsafe-inline' 'unsafe-eval'; "
@@ -450,7 +470,7 @@ def _finish_page(path, policy):
     text = text.replace('<meta charset="utf-8">',f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">',1)
     path.write_text(text,encoding="utf-8")
 
-# %% ../nbs/docs.ipynb #c065
+# %% ../nbs/docs.ipynb #c067
 def finish(site:Path, # what smalldocs wrote
           )->None:
     "Make a site that asks nothing of the network: formulas, fonts, Vega and search"
@@ -463,7 +483,7 @@ def finish(site:Path, # what smalldocs wrote
     (site/"search.js").write_text(f"window.searchIndex = {found}",encoding="utf-8")
     (site/".nojekyll").touch() # GitHub Pages drops some files without it
 
-# %% ../nbs/docs.ipynb #c067
+# %% ../nbs/docs.ipynb #c069
 class _Page(HTMLParser):
     "Ids, links and loaded files of a page"
     def __init__(self, text):
@@ -478,7 +498,7 @@ class _Page(HTMLParser):
         elif tag in ("script","img","iframe","source","video","audio","embed") and a.get("src"): self.loads.append(a["src"])
     handle_startendtag = handle_starttag
 
-# %% ../nbs/docs.ipynb #c068
+# %% ../nbs/docs.ipynb #c070
 def _target(site, page, address):
     "The file and the anchor that an address on `page` means, or nothing for another site"
     at = urlsplit(address)
@@ -501,7 +521,7 @@ def _faults(site, page, parsed):
         if not t[0].is_file(): yield f"{here}: links to {a}, which is not there"
         elif t[1] and t[0] in parsed and t[1] not in parsed[t[0]].ids: yield f"{here}: links to {a}, and that page has no such place"
 
-# %% ../nbs/docs.ipynb #c069
+# %% ../nbs/docs.ipynb #c071
 _outside_css = re.compile(r"""(?:@import\s+|url\()\s*["']?(https?:)?//[^"')\s]+""")
 
 def link_faults(site:Path, # a built site
@@ -512,7 +532,7 @@ def link_faults(site:Path, # a built site
     css = [f"{p.relative_to(site)}: loads {m[0]}" for p in site.rglob("*.css") for m in _outside_css.finditer(p.read_text(encoding="utf-8"))]
     return css + [f for page in parsed for f in _faults(site,page,parsed)]
 
-# %% ../nbs/docs.ipynb #c072
+# %% ../nbs/docs.ipynb #c074
 def _smalldocs(proc, reload):
     "Let smalldocs write the site; give its folder and its warnings"
     try: from smalldocs.site import Site, load
@@ -524,7 +544,7 @@ def _smalldocs(proc, reload):
     finish(site.out)
     return site.out,site.warnings
 
-# %% ../nbs/docs.ipynb #c073
+# %% ../nbs/docs.ipynb #c075
 def _quarto(proc):
     "Let Quarto write the site; give its folder"
     if not shutil.which("quarto"): raise DocsError("Quarto is not installed here. Leave --quarto out: the site is built with smalldocs then.")
@@ -533,7 +553,7 @@ def _quarto(proc):
     if run.returncode: raise DocsError(f"Quarto stopped with code {run.returncode}; its words above say why.")
     return proc/"_site"
 
-# %% ../nbs/docs.ipynb #c074
+# %% ../nbs/docs.ipynb #c076
 def _put(made, out):
     "Move a finished site to its place"
     if out.exists() and any(out.iterdir()) and not (out/"site_libs").is_dir():
@@ -544,7 +564,7 @@ def _put(made, out):
         shutil.move(made,out)
     except OSError as e: raise unwritable(out,e) from e
 
-# %% ../nbs/docs.ipynb #c075
+# %% ../nbs/docs.ipynb #c077
 def build_docs(root:Path=".", # a folder of the checkout
                out:Path=None, # where the site goes; `doc_path` of settings.ini by default
                quarto:bool=False, # let Quarto write the pages?
@@ -556,7 +576,7 @@ def build_docs(root:Path=".", # a folder of the checkout
     with tempfile.TemporaryDirectory(prefix="th_docs_") as tmp:
         proc = Path(tmp)/"_proc"
         proc.mkdir()
-        prepare(root,proc)
+        prepare(root,proc,quarto)
         if quarto: return _put(_quarto(proc),out) or out
         made,warnings = _smalldocs(proc,reload)
         faults = link_faults(made)
@@ -565,7 +585,7 @@ def build_docs(root:Path=".", # a folder of the checkout
     for w in warnings: print(f"smalldocs: {w}")
     return out
 
-# %% ../nbs/docs.ipynb #c077
+# %% ../nbs/docs.ipynb #c079
 def _stamps(root):
     "When each source of the site was last written"
     found = [*(root/"nbs").rglob("*"),*root.glob("*.ipynb"),*(root/n for n in ("settings.ini","CHANGELOG.md","CITATION.cff"))]
@@ -579,7 +599,7 @@ def _serve(out, port):
     threading.Thread(target=server.serve_forever,daemon=True).start()
     return server,Handler
 
-# %% ../nbs/docs.ipynb #c078
+# %% ../nbs/docs.ipynb #c080
 def serve_preview(root:Path, # the checkout
                   out:Path, # where the site goes
                   port:int, # where it is served
@@ -597,7 +617,7 @@ def serve_preview(root:Path, # the checkout
         except (TalkingHeadsError,ValueError,SyntaxError) as e: print(e)
         handler.version += 1
 
-# %% ../nbs/docs.ipynb #c080
+# %% ../nbs/docs.ipynb #c082
 views = {"light":(1280,"light"), "dark":(1280,"dark"), "narrow":(390,"light")}
 _quiet = ["--disable-quic","--no-first-run","--disable-background-networking","--disable-component-update","--disable-sync"]
 
@@ -607,7 +627,7 @@ def chromium()->str: # `DocsError` if there is none
         if shutil.which(name): return shutil.which(name)
     raise DocsError("There is no Chromium here to look at pages with. On Debian and Ubuntu: apt install chromium.")
 
-# %% ../nbs/docs.ipynb #c081
+# %% ../nbs/docs.ipynb #c083
 @contextmanager
 def browser():
     "A headless browser, as Playwright drives it"
@@ -619,7 +639,7 @@ def browser():
         try: yield b
         finally: b.close()
 
-# %% ../nbs/docs.ipynb #c082
+# %% ../nbs/docs.ipynb #c084
 def settled(page)->None:
     "Wait until every chart of a page is drawn"
     page.wait_for_load_state("load")
@@ -641,7 +661,7 @@ def take_screenshots(site:Path, # a built site
                 page.screenshot(path=shots[-1],full_page=True)
     return shots
 
-# %% ../nbs/docs.ipynb #c084
+# %% ../nbs/docs.ipynb #c086
 @call_parse
 @friendly
 def th_docs(out:Param("folder of the site; by default doc_path of settings.ini, _docs",str)=None,
