@@ -405,6 +405,11 @@ def _notebooks(nbs):
     own = [p for p in sorted(nbs.glob("*.ipynb")) if not p.name.startswith(("_",".")) and p.exists()]
     return own + [p for p in sorted((nbs/"runs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 
+def _made(path, *args):
+    "The notebook at `path` for the site, or `DocsError` that says which one cannot be read"
+    try: return site_notebook(json.loads(path.read_text(encoding="utf-8")),*args)
+    except (ValueError,KeyError,SyntaxError,tokenize.TokenError) as e: raise DocsError(f"{path} cannot be read as a notebook: {e}") from e
+
 def _written_notebooks(root, proc, repo):
     "Write every notebook into `proc`; give the names of the pages"
     index,where,pages = symbol_index(_modidx(root)),_source_addresses(root,repo),[]
@@ -412,8 +417,7 @@ def _written_notebooks(root, proc, repo):
         rel = p.relative_to(root/"nbs")
         dest = rel.with_name(page_name(p)+".ipynb")
         up = "../"*(len(rel.parts)-1)
-        nb = json.loads(p.read_text(encoding="utf-8"))
-        made = site_notebook(nb,{k:up+v for k,v in index.items()},where,f"{repo}/nbs/{rel.as_posix()}",up)
+        made = _made(p,{k:up+v for k,v in index.items()},where,f"{repo}/nbs/{rel.as_posix()}",up)
         (proc/dest).parent.mkdir(parents=True,exist_ok=True)
         (proc/dest).write_text(json.dumps(made,ensure_ascii=False),encoding="utf-8")
         pages.append(dest.as_posix())
@@ -614,7 +618,7 @@ def serve_preview(root:Path, # the checkout
         if now==seen: continue
         seen = now
         try: build_docs(root,out,reload=True)
-        except (TalkingHeadsError,ValueError,SyntaxError) as e: print(e)
+        except TalkingHeadsError as e: print(e)
         handler.version += 1
 
 # %% ../nbs/docs.ipynb #c082
