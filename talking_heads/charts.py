@@ -423,7 +423,8 @@ def component_ranks(df:pd.DataFrame, # one row per writer of one reader: `src sc
     marked = df[df.cls!="other"]
     marked = marked.assign(best=~marked.src.str.split(".").str[:2].str.join(".").duplicated())
     best = ", ".join(f"{r.src} rank {r['rank']}" for _,r in marked.head(4).iterrows()) or "none"
-    return _finish(alt.layer(line, *_rank_marks(marked)), title, subtitle or f"{len(df):,} writers; marked: {', '.join(classes)}",
+    layers = [line, *_rank_marks(marked)] if len(marked) else [line] # a layer without rows has no extent, and Vega draws it infinitely tall
+    return _finish(alt.layer(*layers), title, subtitle or f"{len(df):,} writers; marked: {', '.join(classes) or 'none'}",
                    f"Scores of {len(df)} writers by rank. Marked ones among the loudest: {best}.")
 
 # %% ../nbs/charts.ipynb #c087
@@ -525,13 +526,14 @@ _js_wrap = """
 
 # %% ../nbs/charts.ipynb #c100
 _js_fit = _js_wrap+"""
-  const fit = (s, wide) => {
+  const fit = (s, wide, over) => {
     if (typeof s.title == "string" || Array.isArray(s.title)) s.title = {text: s.title}
     if (s.title?.text) s.title.text = wrap(s.title.text, wide - 10, "600 15px")
     if (s.title?.subtitle) s.title.subtitle = wrap(s.title.subtitle, wide - 10, "12px")
     s.config = s.config || {}
     s.config.legend = {...s.config.legend, labelLimit: wide - 110}
-    for (const part of s.vconcat || []) if (part.width > wide - 50) part.width = wide - 50
+    for (const part of s.vconcat || [s]) if (part.width > wide - 50 - over) part.width = Math.max(160, wide - 50 - over)
+    if (wide < 600) Object.assign(s.config.legend, {titleOrient: "top", columns: Math.floor(wide / 120)})
     if (wide < 600) s.config.legend.layout = {top: {direction: "vertical", anchor: "start", margin: 4}}
     for (const part of s.layer || []) {
       const legend = part.encoding?.color?.legend
@@ -548,10 +550,15 @@ _js_draw = """
   const draw = async host => {
     const dark = isDark(host), [view, controls] = host.children
     const s = JSON.parse(JSON.stringify(spec).replaceAll(inks.either, dark ? inks.dark : inks.light))
-    host.drawn?.finalize()
-    controls.textContent = ""
     const options = {actions: false, renderer: "svg", bind: controls, tooltip: {theme: dark ? "dark" : "light"}}
-    host.drawn = await window.vegaEmbed(view, fit(s, host.clientWidth), options)
+    const embed = over => {
+      host.drawn?.finalize()
+      controls.textContent = ""
+      return window.vegaEmbed(view, fit(structuredClone(s), host.clientWidth, over), options)
+    }
+    host.drawn = await embed(0)
+    const over = host.scrollWidth - host.clientWidth
+    if (over > 1) host.drawn = await embed(over)
   }
   const fail = host => { host.firstElementChild.textContent = "The chart could not be drawn here. " + said }"""
 

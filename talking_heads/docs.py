@@ -471,6 +471,7 @@ def _finish_page(path, policy):
     text = mathml(path.read_text(encoding="utf-8"))
     text = _katex.sub("",text)
     text = re.sub(r"<pre(?![^>]*tabindex)",'<pre tabindex="0"',text)
+    text = re.sub(r'(<i class="bi[^"]*") role="img"',r'\1 aria-hidden="true"',text) # its link or button has the name
     text = text.replace('<meta charset="utf-8">',f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">',1)
     path.write_text(text,encoding="utf-8")
 
