@@ -72,8 +72,9 @@ def _inline(df):
 
 # %% ../nbs/charts.ipynb #c019
 def _inline_csv(df):
-    "The rows of numbers and truth values in `df` as CSV inside the spec"
-    kinds = {c:"boolean" if pd.api.types.is_bool_dtype(df[c]) else "number" for c in df}
+    "The rows of `df` as CSV inside the spec; floats with three significant digits"
+    kind = lambda c: "boolean" if pd.api.types.is_bool_dtype(c) else "number" if pd.api.types.is_numeric_dtype(c) else "string"
+    kinds = {c:kind(df[c]) for c in df}
     rows = df.assign(**{c:df[c].map({True:"true",False:"false"}) for c,k in kinds.items() if k=="boolean"})
     text = rows.to_csv(index=False, float_format="%.3g", lineterminator="\n")
     return alt.InlineData(values=text, format=alt.CsvDataFormat(type="csv",parse=kinds))
@@ -403,7 +404,7 @@ def _rank_marks(marked):
     "Named writers as points, the loudest component of each head with its name"
     names = sorted(set(marked.cls), key=lambda c: (list(head_classes)+[c]).index(c))
     color = alt.Color("cls:N", title=None, scale=alt.Scale(domain=names, range=[head_classes.get(c,hues[6]) for c in names]))
-    base = alt.Chart(_inline(marked)).encode(x="rank:Q", y="score:Q", color=color, tooltip=_tooltip(marked,"src cls score z rank"))
+    base = alt.Chart(_inline_csv(marked["src cls score z rank best".split()])).encode(x="rank:Q", y="score:Q", color=color, tooltip=_tooltip(marked,"src cls score z rank"))
     label = base.transform_filter("datum.best").mark_text(align="left", dx=7, dy=-6, fontSize=11).encode(text="src:N")
     return base.mark_point(size=55), label
 
@@ -418,7 +419,7 @@ def component_ranks(df:pd.DataFrame, # one row per writer of one reader: `src sc
     df["cls"] = _writer_class(df, classes)
     x = alt.X("rank:Q", title="rank among all earlier writers (logarithmic)", scale=alt.Scale(type="log", domain=[1,len(df)]), axis=alt.Axis(grid=False))
     y = alt.Y("score:Q", title="composition score", scale=alt.Scale(zero=True))
-    line = alt.Chart(_inline(_thin(df)), width="container", height=240).mark_line(color=ink, point=alt.OverlayMarkDef(color=ink,size=14)).encode(
+    line = alt.Chart(_inline_csv(_thin(df)[["src","score","z","rank"]]), width="container", height=240).mark_line(color=ink, point=alt.OverlayMarkDef(color=ink,size=14)).encode(
         x=x, y=y, tooltip=_tooltip(df,"src score z rank"))
     marked = df[df.cls!="other"]
     marked = marked.assign(best=~marked.src.str.split(".").str[:2].str.join(".").duplicated())
@@ -449,11 +450,11 @@ def composition_map(pairs:pd.DataFrame, # one row per pair of heads: `src dst sr
     first = pairs.iloc[0]
     pick = alt.selection_point(name="pair", fields=["src","dst"], value=[{"src":first.src,"dst":first.dst}], empty=False, toggle=False)
     color = alt.Color("z:Q", title="z of its loudest component", scale=alt.Scale(type="sqrt", scheme="cividis", domainMin=0), legend=alt.Legend(gradientLength=160))
-    base = alt.Chart(_inline(pairs)).encode(x=alt.X("src:O", title="writing head, by layer", **_pair_axis(pairs,"src",heads)),
+    base = alt.Chart(_inline_csv(pairs[["src","dst","score","z"]])).encode(x=alt.X("src:O", title="writing head, by layer", **_pair_axis(pairs,"src",heads)),
         y=alt.Y("dst:O", title="reading head, by layer", **_pair_axis(pairs,"dst",heads)), tooltip=_tooltip(pairs,"src dst score z"))
     squares = base.mark_rect().encode(color=color).add_params(pick)
     ring = base.transform_filter(pick).mark_rect(fillOpacity=0, stroke=hues[3], strokeWidth=2.5)
-    bars = alt.Chart(_inline(comps[["src","dst","component","score","z"]]), title=alt.Title("Components of the chosen pair", fontSize=12)).transform_filter(pick).mark_bar(size=14)
+    bars = alt.Chart(_inline_csv(comps[["src","dst","component","score","z"]]), title=alt.Title("Components of the chosen pair", fontSize=12)).transform_filter(pick).mark_bar(size=14)
     bars = bars.encode(x=alt.X("score:Q", title="composition score", axis=alt.Axis(tickCount=6)), y=alt.Y("component:N", sort="-x", title=None), tooltip=_tooltip(comps,"src dst component score z"))
     chart = alt.vconcat(alt.layer(squares,ring).properties(width=560,height=420), bars.properties(width=560,height=alt.Step(18)))
     return _finish(chart, title, subtitle, f"Map of {len(pairs)} pairs of heads. The strongest: {first.src} heard by {first.dst}, z {first.z:.1f}.")
@@ -483,7 +484,8 @@ def channel_graph(edges:pd.DataFrame, # one row per channel: `src dst src_layer 
     edges = edges.assign(y=edges.src.map(at), y2=edges.dst.map(at))
     used = [m for m in mode_hues if (edges["mode"]==m).any()]
     x,yscale = alt.X("src_layer:Q", title="layer", axis=alt.Axis(tickMinStep=1,grid=False), scale=alt.Scale(nice=False,padding=26)), alt.Scale(domain=[0,1])
-    lines = alt.Chart(_inline(edges), width="container", height=max(260,44*int(nodes.layer.value_counts().max()))).mark_rule().encode(
+    drawn = "src_layer dst_layer y y2 writer dst mode score z".split()
+    lines = alt.Chart(_inline_csv(edges[drawn]), width="container", height=max(260,44*int(nodes.layer.value_counts().max()))).mark_rule().encode(
         x=x, x2="dst_layer:Q", y=alt.Y("y:Q",axis=None,scale=yscale), y2="y2:Q", tooltip=_tooltip(edges,"writer dst mode score z"),
         color=alt.Color("mode:N", title="mode", scale=alt.Scale(domain=used, range=[mode_hues[m] for m in used])),
         strokeWidth=alt.StrokeWidth("z:Q", scale=alt.Scale(range=[1,4.5]), legend=None), opacity=alt.value(.75))

@@ -174,3 +174,10 @@ def test_import_needs_no_model_code():
     code = "import sys, talking_heads.charts; print([m for m in ('torch','transformers','transformer_lens') if m in sys.modules])"
     out = subprocess.run([sys.executable,"-c",code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert out.stdout.strip() == "[]", out.stderr
+
+def test_ranks_without_marked_heads_have_an_extent():
+    "A layer without rows has no extent, and a browser would draw the chart infinitely tall"
+    df = pd.DataFrame(dict(src=[f"0.0.{i}" for i in range(9)], score=np.linspace(.2,.1,9), z=np.linspace(9,1,9), rank=range(1,10)))
+    spec = charts.component_ranks(df, {}).to_dict()
+    assert len(spec["layer"]) == 1 and all(d.strip().count("\n") == 9 for d in spec["datasets"].values())
+    assert "infinity" not in charts._svg(spec).lower()
