@@ -397,7 +397,7 @@ def _thin(df, keep=120):
 def _writer_class(df, classes):
     "The class of each row's writing head, or `other`"
     head = df.src.str.split(".").str[:2].str.join(".")
-    return head.map(dict(classes)).fillna("other")
+    return head.map(lambda h: classes.get(h,"other"))
 
 # %% ../nbs/charts.ipynb #c083
 def _rank_marks(marked):
@@ -541,7 +541,7 @@ _js_fit = _js_wrap+"""
       const legend = part.encoding?.color?.legend
       if (legend?.columns) legend.columns = Math.max(1, Math.floor(legend.columns * Math.min(1, wide / 700)))
     }
-    const narrow = wide < 600 && s.usermeta?.narrow || {}
+    const narrow = (wide < 600 || over > 1) && s.usermeta?.narrow || {}
     if (narrow.columns) Object.assign(s, {columns: narrow.columns, spacing: {row: 14, column: 3}})
     for (const [i, h] of (narrow.heights || []).entries()) (s.vconcat || [s])[i].height = h
     return s
