@@ -547,7 +547,17 @@ _js_fit = _js_wrap+"""
     return s
   }"""
 
-# %% ../nbs/charts.ipynb #c101
+# %% ../nbs/charts.ipynb #c102
+_js_tell = """
+  const tell = s => {
+    const mark = typeof s.mark == "string" ? {type: s.mark} : s.mark
+    const point = {opacity: 0, size: 90, ...(s.encoding?.tooltip ? {} : {tooltip: true})}
+    if (mark?.type == "line" && !mark.point && !s.params) s.mark = {...mark, point}
+    for (const part of [s.layer, s.vconcat, s.hconcat, s.concat].flatMap(parts => parts || [])) tell(part)
+    return s
+  }"""
+
+# %% ../nbs/charts.ipynb #c103
 _js_draw = """
   const draw = async host => {
     const dark = isDark(host), [view, controls] = host.children
@@ -556,7 +566,7 @@ _js_draw = """
     const embed = over => {
       host.drawn?.finalize()
       controls.textContent = ""
-      return window.vegaEmbed(view, fit(structuredClone(s), host.clientWidth, over), options)
+      return window.vegaEmbed(view, tell(fit(structuredClone(s), host.clientWidth, over)), options)
     }
     host.drawn = await embed(0)
     const over = host.scrollWidth - host.clientWidth
@@ -564,7 +574,7 @@ _js_draw = """
   }
   const fail = host => { host.firstElementChild.textContent = "The chart could not be drawn here. " + said }"""
 
-# %% ../nbs/charts.ipynb #c103
+# %% ../nbs/charts.ipynb #c105
 _js_watch = """
   const watch = host => {
     let seen = "", busy = Promise.resolve()
@@ -579,7 +589,7 @@ _js_watch = """
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
   }"""
 
-# %% ../nbs/charts.ipynb #c105
+# %% ../nbs/charts.ipynb #c107
 _js_load = """
   const fetchOne = src => new Promise((ok, no) =>
     document.head.append(Object.assign(document.createElement("script"), {src, onload: ok, onerror: no})))
@@ -595,7 +605,7 @@ _js_load = """
   const loaded = window.talkingHeadsVega = window.talkingHeadsVega || load()
   loaded.then(() => hosts.forEach(watch), () => hosts.forEach(fail))"""
 
-# %% ../nbs/charts.ipynb #c106
+# %% ../nbs/charts.ipynb #c108
 def _js(x):
     "`x` as a JavaScript literal that is safe inside a script element"
     return json.dumps(x, separators=(",",":")).replace("<","\\u003c").replace(">","\\u003e").replace("&","\\u0026")
@@ -607,7 +617,7 @@ def spoken(spec:dict, # a Vega-Lite spec
     title = title.get("text","") if isinstance(title,dict) else title
     return spec.get("description") or (title if isinstance(title,str) else " ".join(title)) or "A chart without a description."
 
-# %% ../nbs/charts.ipynb #c108
+# %% ../nbs/charts.ipynb #c110
 def chart_html(spec:dict, # a Vega-Lite spec with its data inside
                scripts:list=libraries, # where a page that has no Vega yet finds it; paths or addresses
               )->str: # one `div` and one `script`
@@ -616,13 +626,13 @@ def chart_html(spec:dict, # a Vega-Lite spec with its data inside
     id,said = f"th-{hashlib.sha256(json.dumps(spec,sort_keys=True).encode()).hexdigest()[:12]}", spoken(spec)
     parts = dict(spec=spec, id=id, said=said, inks=page_inks|{"either":ink}, libraries=scripts, family=font)
     const = "\n".join(f"  const {k} = {_js(v)}" for k,v in parts.items())
-    script = "\n".join(p.strip("\n") for p in (const,_js_dark,_js_fit,_js_draw,_js_watch,_js_load))
+    script = "\n".join(p.strip("\n") for p in (const,_js_dark,_js_fit,_js_tell,_js_draw,_js_watch,_js_load))
     return (f'<div id="{id}" class="th-chart" style="width:100%;overflow-x:auto">'
             f'<div class="th-view" role="img" aria-label="{escape(said)}" style="width:100%">{escape(said)}</div>'
             f'<div class="th-controls" style="font-size:.85em;line-height:1.8"></div></div>\n'
             f"<script>(() => {{\n{script}\n}})()</script>")
 
-# %% ../nbs/charts.ipynb #c110
+# %% ../nbs/charts.ipynb #c112
 def mimebundle(spec:dict, # a Vega-Lite spec with its data inside
                **kwargs, # ignored; Altair passes its display options
               )->dict: # mime type to content
@@ -635,7 +645,7 @@ def enable():
     alt.renderers.enable("talking_heads")
     alt.theme.register("talking_heads", enable=True)(lambda: alt.theme.ThemeConfig(theme()))
 
-# %% ../nbs/charts.ipynb #c115
+# %% ../nbs/charts.ipynb #c117
 def _svg(spec):
     "`spec` as SVG text with its description inside; draws without any network"
     import vl_convert
@@ -643,7 +653,7 @@ def _svg(spec):
     svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(spoken(spec))}" ', 1)
 
-# %% ../nbs/charts.ipynb #c116
+# %% ../nbs/charts.ipynb #c118
 def save_chart(chart:alt.TopLevelMixin, # any Altair chart
                folder:Path, # made if it is not there
                name:str, # file name without ending
