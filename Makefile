@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup paper test check notebooks-test export notebooks benchmark toy toy-position hooks clean
+.PHONY: help setup paper test check notebooks-test test-docs export notebooks docs preview benchmark toy toy-position hooks clean
 # One thing at a time, also under `make -j`: torch already uses every core, so two notebooks or two pytest workers
 # side by side would fight over the same cores and hold the model in memory twice. One worker is as fast and repeatable.
 .NOTPARALLEL:
@@ -40,6 +40,9 @@ notebooks-test: setup ## run the notebooks' cells as tests
 	ran=$$(grep -c '^- Completed' $$log || true); \
 	if (( ran == 0 || ran != $(words $(TESTED)) )); then echo "Only $$ran of the $(words $(TESTED)) notebooks in nbs/ ran." >&2; exit 1; fi
 
+test-docs: setup ## build the site and try every page in Chromium (skipped, with the reason, where there is none)
+	@$(BIN)/pytest tests/test_docs.py -rs
+
 export: setup ## write talking_heads/ and README.md from the notebooks
 	@$(BIN)/nbdev_export
 	@$(BIN)/python tools/make_readme.py
@@ -47,6 +50,12 @@ export: setup ## write talking_heads/ and README.md from the notebooks
 notebooks: export ## export, then run the notebooks and store their outputs (NB=nbs/core.ipynb for some)
 	@$(BIN)/python tools/run_notebooks.py $(or $(NB),$(NOTEBOOKS))
 	@$(BIN)/python tools/make_readme.py
+
+docs: setup ## build the site from the stored notebooks into _docs/ (ARGS="--screenshots shots" takes pictures too)
+	@$(BIN)/th_docs $(ARGS)
+
+preview: setup ## serve the site and build it again whenever a notebook changes (PORT=8000)
+	@$(BIN)/th_docs --preview --port "$(or $(PORT),8000)"
 
 benchmark: setup ## measure on this machine and store the outputs of nbs/benchmark.ipynb
 	@$(BIN)/python tools/run_notebooks.py nbs/benchmark.ipynb

@@ -72,8 +72,9 @@ def _inline(df):
 
 # %% ../nbs/charts.ipynb #c019
 def _inline_csv(df):
-    "The rows of numbers and truth values in `df` as CSV inside the spec"
-    kinds = {c:"boolean" if pd.api.types.is_bool_dtype(df[c]) else "number" for c in df}
+    "The rows of `df` as CSV inside the spec; floats with three significant digits"
+    kind = lambda c: "boolean" if pd.api.types.is_bool_dtype(c) else "number" if pd.api.types.is_numeric_dtype(c) else "string"
+    kinds = {c:kind(df[c]) for c in df}
     rows = df.assign(**{c:df[c].map({True:"true",False:"false"}) for c,k in kinds.items() if k=="boolean"})
     text = rows.to_csv(index=False, float_format="%.3g", lineterminator="\n")
     return alt.InlineData(values=text, format=alt.CsvDataFormat(type="csv",parse=kinds))
@@ -396,14 +397,14 @@ def _thin(df, keep=120):
 def _writer_class(df, classes):
     "The class of each row's writing head, or `other`"
     head = df.src.str.split(".").str[:2].str.join(".")
-    return head.map(dict(classes)).fillna("other")
+    return head.map(lambda h: classes.get(h,"other"))
 
 # %% ../nbs/charts.ipynb #c083
 def _rank_marks(marked):
     "Named writers as points, the loudest component of each head with its name"
     names = sorted(set(marked.cls), key=lambda c: (list(head_classes)+[c]).index(c))
     color = alt.Color("cls:N", title=None, scale=alt.Scale(domain=names, range=[head_classes.get(c,hues[6]) for c in names]))
-    base = alt.Chart(_inline(marked)).encode(x="rank:Q", y="score:Q", color=color, tooltip=_tooltip(marked,"src cls score z rank"))
+    base = alt.Chart(_inline_csv(marked["src cls score z rank best".split()])).encode(x="rank:Q", y="score:Q", color=color, tooltip=_tooltip(marked,"src cls score z rank"))
     label = base.transform_filter("datum.best").mark_text(align="left", dx=7, dy=-6, fontSize=11).encode(text="src:N")
     return base.mark_point(size=55), label
 
@@ -418,13 +419,13 @@ def component_ranks(df:pd.DataFrame, # one row per writer of one reader: `src sc
     df["cls"] = _writer_class(df, classes)
     x = alt.X("rank:Q", title="rank among all earlier writers (logarithmic)", scale=alt.Scale(type="log", domain=[1,len(df)]), axis=alt.Axis(grid=False))
     y = alt.Y("score:Q", title="composition score", scale=alt.Scale(zero=True))
-    line = alt.Chart(_inline(_thin(df)), width="container", height=240).mark_line(color=ink, point=alt.OverlayMarkDef(color=ink,size=14)).encode(
+    line = alt.Chart(_inline_csv(_thin(df)[["src","score","z","rank"]]), width="container", height=240).mark_line(color=ink, point=alt.OverlayMarkDef(color=ink,size=14)).encode(
         x=x, y=y, tooltip=_tooltip(df,"src score z rank"))
     marked = df[df.cls!="other"]
     marked = marked.assign(best=~marked.src.str.split(".").str[:2].str.join(".").duplicated())
     best = ", ".join(f"{r.src} rank {r['rank']}" for _,r in marked.head(4).iterrows()) or "none"
-    marks = _rank_marks(marked) if len(marked) else () # a legend without entries would push the axes out of sight
-    return _finish(alt.layer(line, *marks), title, subtitle or f"{len(df):,} writers; marked: {', '.join(classes)}",
+    layers = [line, *_rank_marks(marked)] if len(marked) else [line] # a layer without rows has no extent, and Vega draws it infinitely tall
+    return _finish(alt.layer(*layers), title, subtitle or f"{len(df):,} writers; marked: {', '.join(classes) or 'none'}",
                    f"Scores of {len(df)} writers by rank. Marked ones among the loudest: {best}.")
 
 # %% ../nbs/charts.ipynb #c087
@@ -449,11 +450,11 @@ def composition_map(pairs:pd.DataFrame, # one row per pair of heads: `src dst sr
     first = pairs.iloc[0]
     pick = alt.selection_point(name="pair", fields=["src","dst"], value=[{"src":first.src,"dst":first.dst}], empty=False, toggle=False)
     color = alt.Color("z:Q", title="z of its loudest component", scale=alt.Scale(type="sqrt", scheme="cividis", domainMin=0), legend=alt.Legend(gradientLength=160))
-    base = alt.Chart(_inline(pairs)).encode(x=alt.X("src:O", title="writing head, by layer", **_pair_axis(pairs,"src",heads)),
+    base = alt.Chart(_inline_csv(pairs[["src","dst","score","z"]])).encode(x=alt.X("src:O", title="writing head, by layer", **_pair_axis(pairs,"src",heads)),
         y=alt.Y("dst:O", title="reading head, by layer", **_pair_axis(pairs,"dst",heads)), tooltip=_tooltip(pairs,"src dst score z"))
     squares = base.mark_rect().encode(color=color).add_params(pick)
     ring = base.transform_filter(pick).mark_rect(fillOpacity=0, stroke=hues[3], strokeWidth=2.5)
-    bars = alt.Chart(_inline(comps[["src","dst","component","score","z"]]), title=alt.Title("Components of the chosen pair", fontSize=12)).transform_filter(pick).mark_bar(size=14)
+    bars = alt.Chart(_inline_csv(comps[["src","dst","component","score","z"]]), title=alt.Title("Components of the chosen pair", fontSize=12)).transform_filter(pick).mark_bar(size=14)
     bars = bars.encode(x=alt.X("score:Q", title="composition score", axis=alt.Axis(tickCount=6)), y=alt.Y("component:N", sort="-x", title=None), tooltip=_tooltip(comps,"src dst component score z"))
     chart = alt.vconcat(alt.layer(squares,ring).properties(width=560,height=420), bars.properties(width=560,height=alt.Step(18)))
     return _finish(chart, title, subtitle, f"Map of {len(pairs)} pairs of heads. The strongest: {first.src} heard by {first.dst}, z {first.z:.1f}.")
@@ -483,7 +484,8 @@ def channel_graph(edges:pd.DataFrame, # one row per channel: `src dst src_layer 
     edges = edges.assign(y=edges.src.map(at), y2=edges.dst.map(at))
     used = [m for m in mode_hues if (edges["mode"]==m).any()]
     x,yscale = alt.X("src_layer:Q", title="layer", axis=alt.Axis(tickMinStep=1,grid=False), scale=alt.Scale(nice=False,padding=26)), alt.Scale(domain=[0,1])
-    lines = alt.Chart(_inline(edges), width="container", height=max(260,44*int(nodes.layer.value_counts().max()))).mark_rule().encode(
+    drawn = "src_layer dst_layer y y2 writer dst mode score z".split()
+    lines = alt.Chart(_inline_csv(edges[drawn]), width="container", height=max(260,44*int(nodes.layer.value_counts().max()))).mark_rule().encode(
         x=x, x2="dst_layer:Q", y=alt.Y("y:Q",axis=None,scale=yscale), y2="y2:Q", tooltip=_tooltip(edges,"writer dst mode score z"),
         color=alt.Color("mode:N", title="mode", scale=alt.Scale(domain=used, range=[mode_hues[m] for m in used])),
         strokeWidth=alt.StrokeWidth("z:Q", scale=alt.Scale(range=[1,4.5]), legend=None), opacity=alt.value(.75))
@@ -526,37 +528,53 @@ _js_wrap = """
 
 # %% ../nbs/charts.ipynb #c100
 _js_fit = _js_wrap+"""
-  const fit = (s, wide) => {
+  const fit = (s, wide, over) => {
     if (typeof s.title == "string" || Array.isArray(s.title)) s.title = {text: s.title}
     if (s.title?.text) s.title.text = wrap(s.title.text, wide - 10, "600 15px")
     if (s.title?.subtitle) s.title.subtitle = wrap(s.title.subtitle, wide - 10, "12px")
     s.config = s.config || {}
     s.config.legend = {...s.config.legend, labelLimit: wide - 110}
-    for (const part of s.vconcat || []) if (part.width > wide - 50) part.width = wide - 50
+    for (const part of s.vconcat || [s]) if (part.width > wide - 50 - over) part.width = Math.max(160, wide - 50 - over)
+    if (wide < 600) Object.assign(s.config.legend, {titleOrient: "top", columns: Math.floor(wide / 120)})
     if (wide < 600) s.config.legend.layout = {top: {direction: "vertical", anchor: "start", margin: 4}}
     for (const part of s.layer || []) {
       const legend = part.encoding?.color?.legend
       if (legend?.columns) legend.columns = Math.max(1, Math.floor(legend.columns * Math.min(1, wide / 700)))
     }
-    const narrow = wide < 600 && s.usermeta?.narrow || {}
+    const narrow = (wide < 600 || over > 1) && s.usermeta?.narrow || {}
     if (narrow.columns) Object.assign(s, {columns: narrow.columns, spacing: {row: 14, column: 3}})
     for (const [i, h] of (narrow.heights || []).entries()) (s.vconcat || [s])[i].height = h
     return s
   }"""
 
-# %% ../nbs/charts.ipynb #c101
+# %% ../nbs/charts.ipynb #c102
+_js_tell = """
+  const tell = s => {
+    const mark = typeof s.mark == "string" ? {type: s.mark} : s.mark
+    const point = {opacity: 0, size: 90, ...(s.encoding?.tooltip ? {} : {tooltip: true})}
+    if (mark?.type == "line" && !mark.point && !s.params) s.mark = {...mark, point}
+    for (const part of [s.layer, s.vconcat, s.hconcat, s.concat].flatMap(parts => parts || [])) tell(part)
+    return s
+  }"""
+
+# %% ../nbs/charts.ipynb #c103
 _js_draw = """
   const draw = async host => {
     const dark = isDark(host), [view, controls] = host.children
     const s = JSON.parse(JSON.stringify(spec).replaceAll(inks.either, dark ? inks.dark : inks.light))
-    host.drawn?.finalize()
-    controls.textContent = ""
     const options = {actions: false, renderer: "svg", bind: controls, tooltip: {theme: dark ? "dark" : "light"}}
-    host.drawn = await window.vegaEmbed(view, fit(s, host.clientWidth), options)
+    const embed = over => {
+      host.drawn?.finalize()
+      controls.textContent = ""
+      return window.vegaEmbed(view, tell(fit(structuredClone(s), host.clientWidth, over)), options)
+    }
+    host.drawn = await embed(0)
+    const over = host.scrollWidth - host.clientWidth
+    if (over > 1) host.drawn = await embed(over)
   }
   const fail = host => { host.firstElementChild.textContent = "The chart could not be drawn here. " + said }"""
 
-# %% ../nbs/charts.ipynb #c103
+# %% ../nbs/charts.ipynb #c105
 _js_watch = """
   const watch = host => {
     let seen = "", busy = Promise.resolve()
@@ -571,7 +589,7 @@ _js_watch = """
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
   }"""
 
-# %% ../nbs/charts.ipynb #c105
+# %% ../nbs/charts.ipynb #c107
 _js_load = """
   const fetchOne = src => new Promise((ok, no) =>
     document.head.append(Object.assign(document.createElement("script"), {src, onload: ok, onerror: no})))
@@ -587,7 +605,7 @@ _js_load = """
   const loaded = window.talkingHeadsVega = window.talkingHeadsVega || load()
   loaded.then(() => hosts.forEach(watch), () => hosts.forEach(fail))"""
 
-# %% ../nbs/charts.ipynb #c106
+# %% ../nbs/charts.ipynb #c108
 def _js(x):
     "`x` as a JavaScript literal that is safe inside a script element"
     return json.dumps(x, separators=(",",":")).replace("<","\\u003c").replace(">","\\u003e").replace("&","\\u0026")
@@ -599,21 +617,22 @@ def spoken(spec:dict, # a Vega-Lite spec
     title = title.get("text","") if isinstance(title,dict) else title
     return spec.get("description") or (title if isinstance(title,str) else " ".join(title)) or "A chart without a description."
 
-# %% ../nbs/charts.ipynb #c108
+# %% ../nbs/charts.ipynb #c110
 def chart_html(spec:dict, # a Vega-Lite spec with its data inside
+               scripts:list=libraries, # where a page that has no Vega yet finds it; paths or addresses
               )->str: # one `div` and one `script`
     "HTML that draws `spec` with the page's own Vega, in the page's colours and width"
     from html import escape
     id,said = f"th-{hashlib.sha256(json.dumps(spec,sort_keys=True).encode()).hexdigest()[:12]}", spoken(spec)
-    parts = dict(spec=spec, id=id, said=said, inks=page_inks|{"either":ink}, libraries=libraries, family=font)
+    parts = dict(spec=spec, id=id, said=said, inks=page_inks|{"either":ink}, libraries=scripts, family=font)
     const = "\n".join(f"  const {k} = {_js(v)}" for k,v in parts.items())
-    script = "\n".join(p.strip("\n") for p in (const,_js_dark,_js_fit,_js_draw,_js_watch,_js_load))
+    script = "\n".join(p.strip("\n") for p in (const,_js_dark,_js_fit,_js_tell,_js_draw,_js_watch,_js_load))
     return (f'<div id="{id}" class="th-chart" style="width:100%;overflow-x:auto">'
             f'<div class="th-view" role="img" aria-label="{escape(said)}" style="width:100%">{escape(said)}</div>'
             f'<div class="th-controls" style="font-size:.85em;line-height:1.8"></div></div>\n'
             f"<script>(() => {{\n{script}\n}})()</script>")
 
-# %% ../nbs/charts.ipynb #c110
+# %% ../nbs/charts.ipynb #c112
 def mimebundle(spec:dict, # a Vega-Lite spec with its data inside
                **kwargs, # ignored; Altair passes its display options
               )->dict: # mime type to content
@@ -626,7 +645,7 @@ def enable():
     alt.renderers.enable("talking_heads")
     alt.theme.register("talking_heads", enable=True)(lambda: alt.theme.ThemeConfig(theme()))
 
-# %% ../nbs/charts.ipynb #c115
+# %% ../nbs/charts.ipynb #c117
 def _svg(spec):
     "`spec` as SVG text with its description inside; draws without any network"
     import vl_convert
@@ -634,7 +653,7 @@ def _svg(spec):
     svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(spoken(spec))}" ', 1)
 
-# %% ../nbs/charts.ipynb #c116
+# %% ../nbs/charts.ipynb #c118
 def save_chart(chart:alt.TopLevelMixin, # any Altair chart
                folder:Path, # made if it is not there
                name:str, # file name without ending

@@ -1,0 +1,391 @@
+"The site: what is read from the notebooks, what is written, and how every page behaves in a real browser"
+import ast, json, re, shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from talking_heads.docs import *
+from talking_heads import docs
+
+ROOT = Path(__file__).resolve().parents[1]
+for need in ("smalldocs","latex2mathml","vl_convert"):
+    if not find_spec(need): pytest.skip(f"{need} is not installed; `make setup` installs it", allow_module_level=True)
+
+# What the source says of a symbol, against what Python says of it
+
+def test_symbols_agree_with_inspect():
+    "Names, defaults and docstrings read from the text are those of the imported functions"
+    import inspect
+    from talking_heads import core, runs
+    for mod in (core, runs):
+        found = {s.name:s for s in symbols(Path(mod.__file__).read_text())}
+        public = [o for n,o in vars(mod).items() if inspect.isfunction(o) and o.__module__==mod.__name__ and not n.startswith("_")]
+        for f in public:
+            f = inspect.unwrap(f)
+            sig = inspect.signature(f)
+            assert [p[0].lstrip("*") for p in found[f.__name__].params] == list(sig.parameters)
+            assert found[f.__name__].doc == inspect.getdoc(f)
+            for (name,_,default,_),p in zip(found[f.__name__].params, sig.parameters.values()):
+                assert (default=="") == (p.default is inspect.Parameter.empty), (f, name)
+        classes = {n for n,o in vars(mod).items() if inspect.isclass(o) and o.__module__==mod.__name__ and not n.startswith("_")}
+        assert classes <= found.keys() and {f.__name__ for f in public} <= found.keys()
+
+@pytest.mark.parametrize("source, params, returns, raises", [
+    ("def f(a:int, # one\n      b=2, # two\n     )->str: # three\n    'd'", (("a","int","","one"),("b","","2","two")), ("str","three"), ()),
+    ("def f(a, b): # back\n    'd'", (("a","","",""),("b","","","")), ("","back"), ()),
+    ("def f(*xs, # many\n      k=1, # key\n      **kw # rest\n     ):\n    'd'", (("*xs","","","many"),("k","","1","key"),("**kw","","","rest")), ("",""), ()),
+    ("def f(a,b, # both\n     ):\n    'd'", (("a","","",""),("b","","","both")), ("",""), ()),
+    ("def f(o:Param('where',str)=None,\n      q:Param('quiet',store_true)=False):\n    'd'",
+     (("o","str","None","where"),("q","flag","False","quiet")), ("",""), ()),
+    ("def f(a):\n    'finds; raises `HeadError` if not'\n    raise ModelError('x')", (("a","","",""),), ("",""), ("HeadError","ModelError")),
+])
+def test_parameters(source, params, returns, raises):
+    s, = symbols(source)
+    assert (s.params,s.returns,s.raises) == (params,returns,raises)
+
+def test_classes_and_patches():
+    a,run,b = symbols('@dataclass\nclass A:\n    "One"\n    x:int # width\n    y:str="n" # name\n    def run(self, n=1): "Go"\n    def _no(self): "No"\n'
+                      '@patch\ndef more(self:A, k): "More"')
+    assert (a.kind,a.call,a.params) == ("class","A(x, y='n')",(("x","int","","width"),("y","str","'n'","name")))
+    assert (run.name,run.call,run.anchor) == ("A.run","A.run(n=1)","a.run")
+    assert (b.name,b.kind,[p[0] for p in b.params]) == ("A.more","method",["k"])
+
+@pytest.mark.parametrize("text, want", [
+    ("see `f`", "see [`f`](a.html#f)"), ("see `f(2)` and `g`", "see [`f(2)`](a.html#f) and `g`"), ("[`f`](x.md)", "[`f`](x.md)"),
+    ("``f``", "``f``"), ("~~~\n`f`\n~~~", "~~~\n`f`\n~~~"), ("## `f`", "## `f`"), ("````\n```\n`f`\n````\n`f`", "````\n```\n`f`\n````\n[`f`](a.html#f)"),
+])
+def test_links_on_symbols(text, want): assert linked(text, {"f":"a.html#f"}) == want
+
+# A small project that can be broken
+
+SETTINGS = (ROOT/"settings.ini").read_text()
+SITE = """project: {type: website}
+website:
+  title: tiny
+  sidebar: {style: docked, contents: [{section: Start, contents: [index.ipynb, 01_one.ipynb, later.ipynb]}]}
+format: {html: {theme: {light: default, dark: darkly}, toc: true}}
+"""
+
+def nb(*cells):
+    "A notebook: markdown as text, code as (source, outputs)"
+    made = [dict(cell_type="markdown",metadata={},source=c) if isinstance(c,str) else
+            dict(cell_type="code",metadata={},source=c[0],outputs=list(c[1:]),execution_count=None) for c in cells]
+    return json.dumps(dict(cells=made,metadata={},nbformat=4,nbformat_minor=5))
+
+@pytest.fixture
+def tiny(tmp_path):
+    "A checkout with two notebooks, one of which exports"
+    for d in ("nbs","talking_heads"): (tmp_path/d).mkdir()
+    (tmp_path/"settings.ini").write_text(SETTINGS)
+    (tmp_path/"nbs"/"_quarto.yml").write_text(SITE)
+    (tmp_path/"index.ipynb").write_text(nb("# tiny\n\n> Small","It has `go` and a formula, $s^2$."))
+    (tmp_path/"nbs"/"index.ipynb").symlink_to("../index.ipynb")
+    source = 'def go(n:int, # steps\n      )->int: # where it stands\n    "Walk"\n    raise HeadError("no")'
+    (tmp_path/"nbs"/"01_one.ipynb").write_text(nb("# one\n\n> First",("#| default_exp one",),("#| hide\nsecret = 1",),(f"#| export\n{source}",),"## Go\n\nBack to [home](index.ipynb)."))
+    (tmp_path/"talking_heads"/"one.py").write_text(source)
+    (tmp_path/"talking_heads"/"_modidx.py").write_text("d = " + repr(dict(settings={},syms={"talking_heads.one":{"talking_heads.one.go":("one.html#go","x")}})))
+    return tmp_path
+
+def test_small_site(tiny):
+    out = build_docs(tiny, tiny/"_docs")
+    one,index = (out/"one.html").read_text(),(out/"index.html").read_text()
+    assert 'href="one.html#go"' in index and "<msup><mi>s</mi>" in index and "katex" not in index
+    assert 'id="go"' in one and 'id="about-go"' in one and 'href="index.html"' in one
+    assert "steps" in one and "where it stands" in one and "HeadError" in one and "talking_heads/one.py#L1" in one
+    assert "secret" not in one and "default_exp" not in one and "later" not in index
+    assert link_faults(out) == []
+
+def test_forgotten_notebook_is_in_the_sidebar(tiny):
+    (tiny/"nbs"/"new_room.ipynb").write_text(nb("# A new room"))
+    out = build_docs(tiny, tiny/"_docs")
+    assert 'href="new_room.html"' in (out/"one.html").read_text()
+
+def test_runs_are_pages(tiny):
+    (tiny/"nbs"/"runs").mkdir()
+    (tiny/"nbs"/"runs"/"toy.ipynb").write_text(nb("# A run","It calls `go`."))
+    out = build_docs(tiny, tiny/"_docs")
+    assert 'href="../one.html#go"' in (out/"runs"/"toy.html").read_text()
+
+def test_broken_link_is_told(tiny):
+    (tiny/"nbs"/"01_one.ipynb").write_text(nb("# one","[there](nowhere.ipynb) and [here](index.ipynb#missing)"))
+    with pytest.raises(DocsError, match="(?s)nowhere.*|missing"): build_docs(tiny, tiny/"_docs")
+
+def test_outside_request_is_told(tiny):
+    (tiny/"nbs"/"01_one.ipynb").write_text(nb("# one",'<img src="https://example.org/a.png" alt="a">'))
+    with pytest.raises(DocsError, match="example.org.*another site"): build_docs(tiny, tiny/"_docs")
+
+def test_failed_build_keeps_the_last_site(tiny):
+    out = build_docs(tiny, tiny/"_docs")
+    before = (out/"one.html").read_bytes()
+    (tiny/"nbs"/"01_one.ipynb").write_text("{ not a notebook")
+    with pytest.raises(DocsError, match="01_one.ipynb"): build_docs(tiny, tiny/"_docs")
+    assert (out/"one.html").read_bytes() == before
+
+def test_refuses_a_folder_that_is_no_site(tiny):
+    (tiny/"mine").mkdir()
+    (tiny/"mine"/"thesis.txt").write_text("years of work")
+    with pytest.raises(DocsError, match="no site"): build_docs(tiny, tiny/"mine")
+    assert (tiny/"mine"/"thesis.txt").read_text() == "years of work"
+
+def test_no_checkout(tmp_path):
+    with pytest.raises(DocsError, match="no checkout"): build_docs(tmp_path)
+
+def test_sources_are_left_alone(tiny):
+    stamp = lambda: {p.relative_to(tiny):p.read_bytes() for p in sorted(tiny.rglob("*")) if p.is_file() and "_docs" not in p.parts}
+    before = stamp()
+    build_docs(tiny, tiny/"_docs")
+    assert stamp() == before
+
+def test_no_quarto(tiny, monkeypatch):
+    monkeypatch.setattr(docs.shutil, "which", lambda name: None)
+    with pytest.raises(DocsError, match="Quarto is not installed"): build_docs(tiny, tiny/"_docs", quarto=True)
+
+def test_preview_serves_and_counts(tiny):
+    from urllib.request import urlopen
+    from urllib.error import URLError
+    out = build_docs(tiny, tiny/"_docs", reload=True)
+    server,handler = docs._serve(out, 0)
+    try:
+        at = f"http://127.0.0.1:{server.server_address[1]}"
+        assert b"__smalldocs__/version" in urlopen(f"{at}/one.html").read()
+        before = int(urlopen(f"{at}/__smalldocs__/version").read())
+        handler.version += 1
+        assert int(urlopen(f"{at}/__smalldocs__/version").read()) == before+1
+    finally: server.shutdown()
+
+# The whole site, as files
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The site of this checkout; building it checks every link and anchor"
+    return build_docs(ROOT, tmp_path_factory.mktemp("site")/"_docs")
+
+PAGES = sorted([page_name(p)+".html" for p in (ROOT/"nbs").glob("[!_.]*.ipynb")] + ["changelog.html","citation.html"] +
+               [p.relative_to(ROOT/"nbs").with_suffix(".html").as_posix() for p in (ROOT/"nbs"/"runs").rglob("*.ipynb")])
+
+def test_every_notebook_is_a_page(site):
+    assert sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html")) == PAGES
+    home = (site/"index.html").read_text()
+    assert [p for p in PAGES if f'href="{p}"' not in home and not p.startswith("index")] == []
+
+def test_links_and_anchors(site): assert link_faults(site) == []
+
+def test_every_symbol_has_its_place(site):
+    index = symbol_index(docs._modidx(ROOT))
+    ids = {p:set(re.findall(r'\bid="([^"]+)"',(site/p).read_text())) for p in PAGES}
+    missing = {a for a in index.values() if a.split("#")[1] not in ids.get(a.split("#")[0],())}
+    assert len(index) > 200 and not missing
+
+def test_no_raw_formula_is_left(site):
+    for p in PAGES:
+        text = re.sub(r"<(script|pre|code)\b.*?</\1>","",(site/p).read_text(),flags=re.S)
+        assert not re.search(r"\\[(\[]|\$\$|\\(frac|sum|lVert)",text), p
+
+def weight(page):
+    "Bytes that a browser reads for a page: itself, what it loads, and Vega where it draws"
+    parsed = docs._Page(page.read_text())
+    files = {(page.parent/a).resolve() for a in parsed.loads if not a.startswith("data:")}
+    vega = page.parent/docs.vega_file
+    return page.stat().st_size + sum(f.stat().st_size for f in files) + ("th-chart" in page.read_text())*vega.stat().st_size
+
+def test_no_page_is_heavy(site):
+    sizes = {p:weight(site/p) for p in PAGES if "/" not in p}
+    assert max(sizes.values()) < 3_000_000, max(sizes,key=sizes.get)
+
+def test_vega_is_there_once(site):
+    big = [p for p in site.rglob("*.js") if p.stat().st_size>600_000 and p.name!="search.js"]
+    assert big == [site/docs.vega_file]
+    assert not any("cdn.jsdelivr" in re.sub(r"<pre.*?</pre>","",(site/p).read_text(),flags=re.S) for p in PAGES)
+
+# Every page in a browser
+
+@pytest.fixture(scope="session")
+def chrome():
+    "One browser for all pages"
+    try:
+        with browser() as b: yield b
+    except DocsError as e: pytest.skip(str(e))
+
+@pytest.fixture(scope="session")
+def server(site):
+    "Address of the site on a plain file server"
+    import functools, http.server, threading
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    s = http.server.ThreadingHTTPServer(("127.0.0.1",0), functools.partial(Quiet,directory=str(site)))
+    threading.Thread(target=s.serve_forever,daemon=True).start()
+    yield f"http://127.0.0.1:{s.server_address[1]}"
+    s.shutdown()
+
+@pytest.fixture(scope="session")
+def tab(chrome):
+    "One tab for each view; `seen` collects what it complains about and what it asks for"
+    tabs = {}
+    for view,(width,scheme) in views.items():
+        t = tabs[view] = chrome.new_page(viewport=dict(width=width,height=900),color_scheme=scheme)
+        t.seen = []
+        t.on("console", lambda m,t=t: m.type in ("error","warning") and t.seen.append(f"{m.type}: {m.text}"))
+        t.on("pageerror", lambda e,t=t: t.seen.append(f"exception: {e}"))
+        t.on("request", lambda r,t=t: r.url.startswith(("http://127.0.0.1","file:","data:","blob:")) or t.seen.append(f"asks for {r.url}"))
+        t.on("requestfailed", lambda r,t=t: t.seen.append(f"failed: {r.url}"))
+    return tabs
+
+def opened(tab, address):
+    "The page in a tab, all charts drawn"
+    tab.seen.clear()
+    tab.goto(address)
+    settled(tab)
+    return tab
+
+@pytest.fixture(scope="session")
+def axe():
+    "Source of axe-core, from the package that carries it"
+    spec = find_spec("axe_playwright_python")
+    if not spec: pytest.skip("axe_playwright_python is not installed; `make setup` installs it")
+    return (Path(spec.origin).parent/"axe.min.js").read_text()
+
+# Code is coloured by kind of word: of code blocks that show no new kind, one is as readable as the next, and axe takes long over each
+ALIKE = """() => { const seen = new Set(['']); document.querySelectorAll('pre').forEach(p => {
+  const kinds = [...p.querySelectorAll('span')].map(s => s.className)
+  if (seen.size > 1 && kinds.every(k => seen.has(k))) p.dataset.alike = 'yes'
+  kinds.forEach(k => seen.add(k)) }) }"""
+AXE = "() => axe.run({exclude: [['[data-alike]'], ['.th-view svg']]}, {resultTypes: ['violations'], preload: false}).then(r => r.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html.slice(0, 150) + ' ' + (n.any[0]?.message || ''))]))"
+
+def serious(tab, axe):
+    "What axe calls serious or critical"
+    tab.evaluate(axe)
+    tab.evaluate(ALIKE)
+    return [(i,rule,nodes[:4]) for i,rule,nodes in tab.evaluate(AXE) if i in ("serious","critical")]
+
+CHARTS = """() => [...document.querySelectorAll('.th-chart')].map(h => ({id: h.id,
+  marks: h.querySelectorAll('svg [class*="mark-"] path, svg [class*="mark-"] text, svg [class*="mark-"] line, canvas').length,
+  said: h.querySelector('.th-view')?.getAttribute('aria-label')?.length || 0, wide: h.scrollWidth - h.clientWidth}))"""
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_light(server, tab, axe, page):
+    "On a server, light: no complaint, nothing from outside, charts with marks and words, no serious fault"
+    t = opened(tab["light"], f"{server}/{page}")
+    assert [c for c in t.evaluate(CHARTS) if not (c["marks"] and c["said"]>10)] == []
+    assert t.seen == [] and serious(t, axe) == []
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_dark(site, tab, axe, page):
+    "From a folder, dark: the same, and text that can be read"
+    t = opened(tab["dark"], (site/page).as_uri())
+    assert t.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(c => c < 70)")
+    assert t.seen == [] and serious(t, axe) == []
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_narrow(site, tab, page):
+    "On a telephone's width: nothing sticks out of the page, and no chart out of its place"
+    t = opened(tab["narrow"], (site/page).as_uri())
+    assert t.evaluate("document.documentElement.scrollWidth") <= 391
+    assert [c for c in t.evaluate(CHARTS) if c["wide"]>1] == [] and t.seen == []
+
+# Charts that answer
+
+def has_charts(name):
+    "Does the notebook of a page store a chart?"
+    return any("vegalite" in p.read_text() for p in (ROOT/"nbs").glob("*.ipynb") if page_name(p)+".html"==name)
+
+DRAWN = "h => h.querySelector('svg').outerHTML.replace(/(clip|gradient)_?\\d+/g, '')"
+PARAMS = """h => { const found = []; const walk = x => { if (!x || typeof x != 'object') return
+  if (Array.isArray(x.params)) x.params.forEach(p => (p.select || p.bind) && found.push({
+    name: p.name, how: p.bind == 'legend' || p.bind?.legend ? 'legend' : p.bind ? 'control' : (p.select?.type || p.select)}))
+  Object.values(x).forEach(walk) }; walk(h.drawn.spec); return found }"""
+SPOTS = """(h, which) => { const all = [...h.querySelectorAll(which)].map(m => m.getBoundingClientRect()).filter(r => r.width + r.height > 0)
+  const step = Math.max(1, Math.floor(all.length / 40))
+  return all.filter((r, i) => i % step == 0).map(r => [r.x + r.width / 2, r.y + r.height / 2]).filter(([x, y]) => y > 70 && y < innerHeight - 5) }"""
+MARKS = "svg .role-mark:not(.mark-group) > path, svg .role-mark:not(.mark-group) > line, svg .role-mark > text"
+
+def near(t, chart, which):
+    "Places of some elements of a chart in the window, the chart scrolled into it"
+    chart.evaluate("h => window.scrollTo(0, h.getBoundingClientRect().y + scrollY - 90)")
+    return chart.evaluate(SPOTS, which)
+
+def hovered(t, chart):
+    "Does a mark of the chart tell about itself under the mouse?"
+    for x,y in near(t, chart, MARKS):
+        t.mouse.move(x, y)
+        t.mouse.move(x+.5, y+.5)
+        if t.evaluate("document.querySelector('#vg-tooltip-element.visible')?.textContent.trim().length || 0"): return True
+    return False
+
+def answers(t, chart, how):
+    "Does the chart look different after a click on a mark, a click in the legend, or a turn of its control?"
+    before = chart.evaluate(DRAWN)
+    if how=="control":
+        chart.evaluate("""h => { const c = h.querySelector('.th-controls select, .th-controls input')
+          if (c.tagName == 'SELECT') c.selectedIndex = (c.selectedIndex + 1) % c.options.length
+          else if (c.type == 'checkbox') c.checked = !c.checked
+          else if (c.type == 'radio') h.querySelector('.th-controls input:not(:checked)').click()
+          else c.value = c.value == c.max ? c.min : c.max
+          c.dispatchEvent(new Event('input', {bubbles: true})); c.dispatchEvent(new Event('change', {bubbles: true})) }""")
+        t.wait_for_timeout(150)
+        return chart.evaluate(DRAWN)!=before
+    for x,y in near(t, chart, "svg .role-legend-symbol path, svg .role-legend-label text" if how=="legend" else MARKS):
+        t.mouse.click(x, y)
+        t.wait_for_timeout(60)
+        if chart.evaluate(DRAWN)!=before: return True
+    return False
+
+@pytest.mark.parametrize("page", [p for p in PAGES if has_charts(p)])
+def test_charts_answer(server, tab, page):
+    "Every chart tells about a mark under the mouse; one that promises a click, a legend or a control keeps it"
+    t = opened(tab["light"], f"{server}/{page}")
+    silent = []
+    for chart in t.query_selector_all(".th-chart"):
+        name = chart.get_attribute("id")
+        if not hovered(t, chart): silent.append(f"{name}: no tooltip")
+        for p in chart.evaluate(PARAMS):
+            if p["how"]!="interval" and not answers(t, chart, p["how"]): silent.append(f"{name}: {p['name']} ({p['how']}) changes nothing")
+    assert silent == [] and t.seen == []
+
+# Search, and the switch between light and dark
+
+@pytest.mark.parametrize("words, where, said", [("find_channels","channels.html#find_channels","find_channels"),
+                                                ("grouped queries share","architectures.html","Architectures")])
+@pytest.mark.parametrize("way", ["server","folder"])
+def test_search(site, server, tab, way, words, where, said):
+    "A symbol and a phrase are found, and the result leads there, from a server and from a folder"
+    t = opened(tab["light"], f"{server}/core.html" if way=="server" else (site/"core.html").as_uri())
+    t.fill(".smalldocs-search input", words)
+    t.wait_for_selector(".search-result")
+    hits = t.eval_on_selector_all(".search-result", "rs => rs.map(r => [r.getAttribute('href').replace('./',''), r.textContent])")
+    hit = next((i for i,(href,_) in enumerate(hits) if href.startswith(where)), None)
+    assert hit is not None and said in hits[hit][1], hits
+    t.click(f".search-result >> nth={hit}")
+    t.wait_for_url(f"**/{where.split('#')[0]}*")
+    assert [s for s in t.seen if not s.startswith("failed: ")] == [] # a page that is left stops loading
+
+def test_switch_to_dark(server, tab):
+    "The switch turns page and charts dark, and the next page keeps it"
+    t = opened(tab["light"], f"{server}/channels.html")
+    light = t.eval_on_selector(".th-chart", "h => h.querySelector('svg').innerHTML")
+    t.click(".quarto-color-scheme-toggle")
+    t.wait_for_function("h => document.documentElement.classList.contains('quarto-dark')")
+    t.wait_for_function("was => document.querySelector('.th-chart svg')?.innerHTML != was", arg=light)
+    opened(t, f"{server}/nulls.html")
+    assert t.evaluate("document.documentElement.classList.contains('quarto-dark')")
+    t.evaluate("localStorage.clear()")
+
+def test_menus_on_a_telephone(server, tab):
+    "The list of chapters and the search box open on a narrow window"
+    t = opened(tab["narrow"], f"{server}/core.html")
+    t.click(".quarto-btn-toggle")
+    t.wait_for_selector("#quarto-sidebar a[href='svd.html']")
+    t.click("#quarto-sidebar a[href='svd.html']")
+    t.wait_for_url("**/svd.html")
+    t.click(".navbar-toggler")
+    t.wait_for_selector(".smalldocs-search input")
+    assert t.evaluate("document.documentElement.scrollWidth") <= 391
+
+def test_keyboard_reaches_the_content(server, tab):
+    "Tab goes from link to link and shows where it is"
+    t = opened(tab["light"], f"{server}/core.html")
+    seen = []
+    for _ in range(12):
+        t.keyboard.press("Tab")
+        seen.append(t.evaluate("[document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle + getComputedStyle(document.activeElement).boxShadow]"))
+    assert sum(tag=="A" for tag,_ in seen) >= 6 and all(look!="nonenone" for _,look in seen)
