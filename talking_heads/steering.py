@@ -295,8 +295,9 @@ def _arms(weights, names3:list, names8:list, n_items:int)->dict: # arm to subspa
 
 # %% ../nbs/steering.ipynb #c031
 def _tests(model, n_items:int, n:int, seed:int)->dict: # template to (prompts, prefix caches)
-    "Fresh prompts of the training template, and of a held-out one"
-    lists = {t:laundry_list(**task_args(model),n_items=n_items,n=n,seed=seed,template=t) for t in ("things",held_out[0])}
+    "Fresh prompts of the training template, and at five items of a held-out one"
+    templates = ("things",held_out[0]) if n_items==5 else ("things",)
+    lists = {t:laundry_list(**task_args(model),n_items=n_items,n=n,seed=seed,template=t) for t in templates}
     return {t:(p,prefixes(model,p,max(8,160//n_items))) for t,p in lists.items()}
 
 def _study_rows(model, weights, names3, names8, n_items, movers, n, seed, done:set)->list:
@@ -304,10 +305,10 @@ def _study_rows(model, weights, names3, names8, n_items, movers, n, seed, done:s
     arms = [(a,s,how) for a,s in _arms(weights,names3,names8,n_items).items() for how in ("gradient","attention") if not (how=="attention" and "random" in a)]
     arms = [x for x in arms if (n_items,x[0],x[2]) not in done]
     if not arms: return []
-    train,tests,rows = laundry_list(**task_args(model),n_items=n_items,n=160,seed=seed+100),_tests(model,n_items,n,seed+1),[]
+    train,tests,rows = laundry_list(**task_args(model),n_items=n_items,n=96,seed=seed+100),_tests(model,n_items,n,seed+1),[]
     runs = prefixes(model,train,16)
     for arm,s,how in arms:
-        values = fit_gradient(model,train,s,runs=runs,seed=seed) if how=="gradient" else fit_attention(model,train,s,movers,runs=runs)
+        values = fit_gradient(model,train,s,60,runs=runs,seed=seed) if how=="gradient" else fit_attention(model,train,s,movers,runs=runs)
         about = dict(n_items=n_items,arm=arm,fit=how,names=list(s.names),values=values.tolist())
         rows += [about|dict(template=t)|steering_scores(steer(model,p,s,values,movers,r)) for t,(p,r) in tests.items()]
     return rows
@@ -321,7 +322,7 @@ def _begun(path:Path, info:dict)->dict:
 def steering_study(model, # SmolLM2 from `load_model`
                    heads:list, # the two strongest inhibition heads, strongest first, from `find_heads`
                    movers:list, # from `find_heads`
-                   sizes=(2,3,4,5,6,8,10), # list lengths
+                   sizes=(2,3,5,8,10), # list lengths
                    n:int=200, # test prompts per point
                    seed:int=0, # of prompts and fits
                    path:Path=_steering_table,
@@ -329,12 +330,12 @@ def steering_study(model, # SmolLM2 from `load_model`
     "Compute the stored table; what an interrupted run finished is kept"
     weights = attention_weights(model,"folded")
     info = dict(sha256=model.checkpoint.sha256,heads=list(map(str,heads)),movers=list(map(str,movers)),n=n,seed=seed)
-    old,train = _begun(path,info),laundry_list(**task_args(model),n_items=5,n=160,seed=seed+100)
-    chosen = old.get("chosen") or choose_components(model,weights,train,heads,4,steps=60,seed=seed)
+    old,train = _begun(path,info),laundry_list(**task_args(model),n_items=5,n=96,seed=seed+100)
+    chosen = old.get("chosen") or choose_components(model,weights,train,heads,4,steps=40,seed=seed)
     few,rows = [c for c in chosen if parse_component(c)[0]==parse_head(heads[0])][:3],old.get("rows",[])
-    for n_items in sizes:
+    for n_items in (None,*sizes): # what is chosen is written down first
         done = {(r["n_items"],r["arm"],r["fit"]) for r in rows}
-        rows += _study_rows(model,weights,few,chosen,n_items,movers,n,seed,done)
+        if n_items: rows += _study_rows(model,weights,few,chosen,n_items,movers,n,seed,done)
         write_json(info|dict(versions=versions(),chosen=chosen,rows=rows),path)
     return Path(path)
 

@@ -1,0 +1,88 @@
+"From a model to an edit that may be kept: budgets, the rule, what is written and what is removed"
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from talking_heads.audit import Budget, Plan
+from talking_heads.core import *
+from talking_heads.hooks import load_model
+from talking_heads.interventions import load_edit
+from talking_heads.proposals import *
+from talking_heads.proposals import _decide
+
+small = Plan(ioi=30, lists=(7, 8), per_template=20, per_form=4, induction=4)
+
+@pytest.fixture(scope="module")
+def toy(): return load_model("toy", device="cpu")
+
+@pytest.fixture(scope="module")
+def outcome(toy): return propose_and_audit(toy, Budget(ioi=None, lists=None, lag=None), "tiny", small)
+
+def test_budgets_are_read():
+    assert parse_budget("kl=0.01, wrong=none lag=.3") == Budget(kl=.01, wrong=None, lag=.3) and parse_budget("") == Budget()
+    for bad in ("kl", "kl=x", "nothing=1", "strict=1", "kl=-1", "kl=inf", "kl=nan"):
+        with pytest.raises(TalkingHeadsError): parse_budget(bad)
+
+def test_nothing_is_proposed_for_a_budget_of_zero(toy):
+    with pytest.raises(TalkingHeadsError, match="allows no edit"): propose_and_audit(toy, Budget(kl=0.), "tiny", small)
+
+def test_the_rule(outcome):
+    "Kept only if no rule fails and the lift is certain"
+    lift = dict(before=.3, after=.5, change=.2, low=.1, high=.3, n=100)
+    v = outcome.audit.verdicts
+    passing = replace(outcome.audit, verdicts=v.assign(verdict="pass"))
+    failing = replace(outcome.audit, verdicts=v.assign(verdict=["fail"]+["pass"]*(len(v)-1)))
+    assert _decide(passing, lift)[0] and not _decide(failing, lift)[0] and v.rule[0] in _decide(failing, lift)[1]
+    for low in (0., -.01): assert not _decide(passing, lift|dict(low=low))[0]
+    unsure = replace(passing, verdicts=v.assign(verdict="unsure"))
+    assert _decide(unsure, lift)[0] and not _decide(replace(unsure, budget=replace(unsure.budget, strict=True)), lift)[0]
+
+def test_the_model_is_left_as_it_was(toy, outcome):
+    fresh = load_model("toy", device="cpu")
+    assert all(torch.equal(p, q) for p, q in zip(toy.original_model.parameters(), fresh.original_model.parameters()))
+
+def test_a_kept_edit_is_written_and_removed(toy, outcome, tmp_path):
+    kept = replace(outcome, kept=True, why="for the test")
+    write_outcome(kept, toy, tmp_path/"a")
+    assert load_edit(tmp_path/"a"/"edit", toy) == kept.edit and (tmp_path/"a"/"adapter"/"adapter_model.safetensors").is_file()
+    audit = json.loads((tmp_path/"a"/"audit.json").read_text())
+    assert audit["passed"] == outcome.audit.passed
+    text = (tmp_path/"a"/"edit.html").read_text()
+    assert "How to undo it" in text and "http://" not in text.replace("http://www.w3.org", "") and kept.edit.sha256[:8] in text
+    (tmp_path/"a"/"mine.txt").write_text("keep me")
+    write_outcome(kept, toy, tmp_path/"a") # again, over its own
+    remove_outcome(tmp_path/"a")
+    assert [p.name for p in (tmp_path/"a").iterdir()] == ["mine.txt"]
+
+def test_a_rejected_edit_leaves_a_report_and_no_weights(toy, outcome, tmp_path):
+    write_outcome(replace(outcome, kept=False, why="no"), toy, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"audit.json", "edit.html", "th_edit.json"}
+
+def test_what_was_changed_or_is_not_ours_stays(toy, outcome, tmp_path):
+    write_outcome(replace(outcome, kept=True), toy, tmp_path/"a")
+    (tmp_path/"a"/"edit.html").write_text("my notes")
+    with pytest.raises(OutputError, match="was changed"): remove_outcome(tmp_path/"a")
+    assert (tmp_path/"a"/"edit"/"edit.json").is_file()
+    (tmp_path/"b").mkdir(); (tmp_path/"b"/"audit.json").write_text("{}")
+    with pytest.raises(OutputError, match="did not write"): write_outcome(outcome, toy, tmp_path/"b")
+    with pytest.raises(OutputError, match="nothing to undo"): remove_outcome(tmp_path/"c")
+
+def th_edit(*args): return subprocess.run([str(Path(sys.executable).parent/"th_edit"), *map(str, args)], capture_output=True, text=True, timeout=600)
+
+@pytest.mark.slow
+def test_the_command(tmp_path):
+    "A dry run writes nothing; a real one agrees with its exit code; undo clears; errors are paragraphs"
+    args = ("toy", "--how", "tiny", "--budget", "ioi=none,lists=none,lag=none", "--out", tmp_path/"x")
+    dry = th_edit(*args, "--dry-run")
+    assert dry.returncode in (0, 2) and "Nothing was written" in dry.stdout and not (tmp_path/"x").exists(), dry.stderr
+    real = th_edit(*args)
+    assert real.returncode == dry.returncode and (tmp_path/"x"/"edit").exists() == (real.returncode == 0) and (tmp_path/"x"/"edit.html").is_file()
+    undone = th_edit("toy", "--undo", "--out", tmp_path/"x")
+    assert undone.returncode == 0 and "Removed" in undone.stdout and not list((tmp_path/"x").iterdir())
+    bad = th_edit("toy", "--budget", "klx=1", "--out", tmp_path/"y")
+    assert bad.returncode == 1 and "no limit 'klx'" in bad.stderr and "Traceback" not in bad.stderr
