@@ -27,7 +27,7 @@ setup(
                  f"Natural Language :: {cfg['language']}", "Programming Language :: Python :: 3"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[lib, lib+".*"]),
-    package_data={lib: ["models/*", "models/*/*"]}, # the toy model, and a table of measured paths
+    package_data={lib: ["models/*", "models/*/*", "texts/*"]}, # the toy model, a table of measured paths, ordinary prose
     install_requires=shlex.split(cfg.get("requirements", "")),
     extras_require={"dev": shlex.split(cfg.get("dev_requirements", ""))},
     entry_points={"console_scripts": scripts, "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
