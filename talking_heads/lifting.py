@@ -282,7 +282,8 @@ def lessons(model, # from `load_model`
             layer:int, # first layer that an edit may touch
             seed:int=0, # of prompts and text
             n_items=range(2,11), # list lengths
-            per:int=6, # lists per template and length; contrasts per form and length
+            per:int=16, # lists per template and length
+            per_form:int=4, # contrasts per form and length
             windows:int=64, # of ordinary text
             length:int=48, # tokens per window of text
             window:int|None=16, # last positions of lists and contrasts that are trained on; None for all
@@ -291,7 +292,7 @@ def lessons(model, # from `load_model`
     "Prompts and text, cached up to the first touched layer"
     s,train = Suffix(model,layer),[t for t in list_templates if t not in held_out]
     text = _lesson(s,_plain(model,windows,length,"train",seed),None)
-    return Lessons(s,tuple(_lists(s,n_items,per,train,1000+seed,window)),tuple(_contrasts(s,contrasts,per,1000+seed,window)),text,seed)
+    return Lessons(s,tuple(_lists(s,n_items,per,train,1000+seed,window)),tuple(_contrasts(s,contrasts,per_form,1000+seed,window)),text,seed)
 
 # %% ../nbs/lifting.ipynb #c031
 def _nll(suffix, final:Tensor, ids:Tensor)->Tensor: # (batch) nats
@@ -299,7 +300,7 @@ def _nll(suffix, final:Tensor, ids:Tensor)->Tensor: # (batch) nats
 
 def task_gradient(les:Lessons,
                   knobs:Knobs, # candidates
-                  per:int=3, # prompts of each lesson
+                  per:int=16, # most prompts of each lesson
                  )->Tensor: # (n) nats per unit of each knob
     "Gradient of the lists' mean loss at no edit"
     f,out = added(les.suffix.model,knobs),torch.zeros(len(knobs))
@@ -323,7 +324,7 @@ def _fisher(les:Lessons, f, k:int, n:int, seed:int)->Tensor: # (k) for what `f` 
 
 def fisher(les:Lessons,
            knobs:Knobs, # candidates
-           n:int=40, # windows of text
+           n:int=64, # windows of text
            seed:int=0, # of the labels
           )->Tensor: # (n) nats per token and squared unit
     "Fisher information of each knob on ordinary text, labels drawn from the model"
@@ -337,7 +338,7 @@ class Choice:
     step:Tensor # (n) one unit of training moves a knob by this much
     table:pd.DataFrame # name gradient fisher score, best first
 
-def _floored(F:Tensor, floor:float=.01)->Tensor: # an estimate from few windows can be near zero by luck
+def _floored(F:Tensor, floor:float=.1)->Tensor: # an estimate from few windows can be near zero by luck
     return F.clamp_min(floor*F.median().clamp_min(1e-12))
 
 def choose(les:Lessons,
@@ -357,15 +358,15 @@ def choose(les:Lessons,
 @dataclass(frozen=True)
 class Settings:
     "How an edit is trained"
-    steps:int=60
-    rate:float=.006 # Adam's, in units of each knob's step
+    steps:int=80
+    rate:float=.008 # Adam's, in units of each knob's step
     lists:int=3 # lessons per step, spread over short, middle and long lists
     contrasts:int=2 # contrast lessons per step
     per:int=4 # prompts of each lesson
     windows:int=2 # of text per step
     kl:float=.011 # budget: nats per token of train text
-    weight:float=20. # of the KL divergence at the start
-    contrast:float=6. # weight of the contrasts; 0 for training without
+    weight:float=10. # of the KL divergence at the start
+    contrast:float=4. # weight of the contrasts; 0 for training without
     seed:int=0 # of the order in which things are seen
 
 # %% ../nbs/lifting.ipynb #c036
@@ -829,7 +830,7 @@ arms = { # name to a function of a workshop
     "only five items": _trained(best,"only five items",n_items=(5,)),
     "only eight items": _trained(best,"only eight items",n_items=(8,)),
     "half the KL": _trained(best,"half the KL",kl=.0055),
-    "double contrast": _trained(best,"double contrast",contrast=12.)}
+    "double contrast": _trained(best,"double contrast",contrast=8.)}
 
 # %% ../nbs/lifting.ipynb #c075
 def _code()->str:
@@ -961,7 +962,7 @@ def find_channel(model, # from `load_model`
 
 # %% ../nbs/lifting.ipynb #c083
 effort = { # name to (arguments of `lessons`, changes of `Settings`)
-    "quick": (dict(n_items=(3,5,8),per=4,windows=24,contrasts=(5,)),dict(steps=25,rate=.01)),
+    "quick": (dict(n_items=(3,5,8),per=12,windows=24,contrasts=(5,)),dict(steps=25,rate=.01)),
     "full": ({},{}),
     "tiny": (dict(n_items=(7,8,9),per=8,windows=16,length=16,window=None),dict(steps=40,rate=.03,windows=8))} # for `toy`
 
@@ -979,7 +980,7 @@ def propose_edit(model, # from `load_model`
                  how:str="quick", # "quick", "full" or "tiny": how much is trained on
                  kl:float=.011, # budget on train text, nats per token
                  n:int=64, # most gains
-                 contrast:float=6., # weight of the contrast suite
+                 contrast:float=4., # weight of the contrast suite
                  seed:int=0, # of prompts, text and order
                  channel:Channel|None=None, # where it is known already
                 )->Proposal: # the model is left as it was
