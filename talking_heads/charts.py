@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ink', 'hues', 'head_classes', 'font', 'roles', 'mode_hues', 'libraries', 'page_inks', 'theme', 'ChartError',
            'head_map', 'attention_by_role', 'by_template', 'accuracy_by_n', 'position_map', 'component_ranks',
-           'composition_map', 'channel_graph', 'spoken', 'chart_html', 'mimebundle', 'enable', 'save_chart']
+           'composition_map', 'channel_graph', 'removal_bars', 'spoken', 'chart_html', 'mimebundle', 'enable',
+           'save_chart']
 
 # %% ../nbs/charts.ipynb #c003
 import hashlib, json, textwrap
@@ -53,7 +54,8 @@ def _checked(df, need, chart):
     missing = [c for c in need.split() if c not in df.columns]
     has = ", ".join(map(str,df.columns)) or "none"
     if missing: raise ChartError(f"{chart} needs the columns {', '.join(missing)}; the table has {has}.")
-    df = df[df["score" if "score" in need.split() else "mean"].notna()].reset_index(drop=True)
+    value = next(c for c in ("score","mean","fall") if c in need.split())
+    df = df[df[value].notna()].reset_index(drop=True)
     if not len(df): raise ChartError(f"{chart} was given a table without rows that have a value. Check the filter that made it.")
     return df.copy()
 
@@ -496,11 +498,26 @@ def channel_graph(edges:pd.DataFrame, # one row per channel: `src dst src_layer 
     return _finish(alt.layer(lines,dots,names), title, subtitle, f"{len(edges)} channels among {len(nodes)} heads. Strongest: {said}.")
 
 # %% ../nbs/charts.ipynb #c095
+def removal_bars(df:pd.DataFrame, # one row per component: `component` (its number), `name fall low high n`
+                 title:str="", # the finding
+                 subtitle:str="", # what to know beside it
+                )->alt.LayerChart:
+    "The fall of a score without each component of a head, with intervals"
+    df = _checked(df, "component name fall low high n", "removal_bars")
+    base = alt.Chart(_inline(df["component name fall low high n".split()].round(4)), width="container", height=240).encode(
+        x=alt.X("component:Q", title="component, by falling singular value", axis=alt.Axis(grid=False,tickMinStep=1)),
+        tooltip=["name:N",*(alt.Tooltip(field=c,type="quantitative",format=".3f",title=_titles.get(c,c)) for c in ("fall","low","high")),"n:Q"])
+    bars = base.mark_bar(width=5).encode(y=alt.Y("fall:Q", title="fall of the inhibition score"))
+    top = df.nlargest(3,"fall")
+    said = ", ".join(f"{r['name']} {_span(r,'fall')}" for _,r in top.iterrows())
+    return _finish(alt.layer(bars, base.mark_rule(strokeWidth=1).encode(y="low:Q",y2="high:Q")), title, subtitle, f"Fall of the score without each of {len(df)} components. Largest: {said}.")
+
+# %% ../nbs/charts.ipynb #c098
 libraries = [f"https://cdn.jsdelivr.net/npm/{p}" for p in
              ("vega@6.2.0/build/vega.min.js", "vega-lite@6.4.1/build/vega-lite.min.js", "vega-embed@7.0.2/build/vega-embed.min.js")]
 page_inks = {"light":"#3b3d40", "dark":"#c9cbcf"}
 
-# %% ../nbs/charts.ipynb #c097
+# %% ../nbs/charts.ipynb #c100
 _js_dark = """
   const isDark = el => {
     const body = document.body, root = document.documentElement
@@ -515,7 +532,7 @@ _js_dark = """
     return matchMedia("(prefers-color-scheme: dark)").matches && /dark/.test(getComputedStyle(root).colorScheme)
   }"""
 
-# %% ../nbs/charts.ipynb #c099
+# %% ../nbs/charts.ipynb #c102
 _js_wrap = """
   const pen = document.createElement("canvas").getContext("2d")
   const wrap = (text, wide, style) => {
@@ -526,7 +543,7 @@ _js_wrap = """
     }, [""]).filter(line => line)
   }"""
 
-# %% ../nbs/charts.ipynb #c100
+# %% ../nbs/charts.ipynb #c103
 _js_fit = _js_wrap+"""
   const fit = (s, wide, over) => {
     if (typeof s.title == "string" || Array.isArray(s.title)) s.title = {text: s.title}
@@ -547,7 +564,7 @@ _js_fit = _js_wrap+"""
     return s
   }"""
 
-# %% ../nbs/charts.ipynb #c102
+# %% ../nbs/charts.ipynb #c105
 _js_tell = """
   const tell = s => {
     const mark = typeof s.mark == "string" ? {type: s.mark} : s.mark
@@ -557,7 +574,7 @@ _js_tell = """
     return s
   }"""
 
-# %% ../nbs/charts.ipynb #c103
+# %% ../nbs/charts.ipynb #c106
 _js_draw = """
   const draw = async host => {
     const dark = isDark(host), [view, controls] = host.children
@@ -574,7 +591,7 @@ _js_draw = """
   }
   const fail = host => { host.firstElementChild.textContent = "The chart could not be drawn here. " + said }"""
 
-# %% ../nbs/charts.ipynb #c105
+# %% ../nbs/charts.ipynb #c108
 _js_watch = """
   const watch = host => {
     let seen = "", busy = Promise.resolve()
@@ -589,7 +606,7 @@ _js_watch = """
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
   }"""
 
-# %% ../nbs/charts.ipynb #c107
+# %% ../nbs/charts.ipynb #c110
 _js_load = """
   const fetchOne = src => new Promise((ok, no) =>
     document.head.append(Object.assign(document.createElement("script"), {src, onload: ok, onerror: no})))
@@ -605,7 +622,7 @@ _js_load = """
   const loaded = window.talkingHeadsVega = window.talkingHeadsVega || load()
   loaded.then(() => hosts.forEach(watch), () => hosts.forEach(fail))"""
 
-# %% ../nbs/charts.ipynb #c108
+# %% ../nbs/charts.ipynb #c111
 def _js(x):
     "`x` as a JavaScript literal that is safe inside a script element"
     return json.dumps(x, separators=(",",":")).replace("<","\\u003c").replace(">","\\u003e").replace("&","\\u0026")
@@ -617,7 +634,7 @@ def spoken(spec:dict, # a Vega-Lite spec
     title = title.get("text","") if isinstance(title,dict) else title
     return spec.get("description") or (title if isinstance(title,str) else " ".join(title)) or "A chart without a description."
 
-# %% ../nbs/charts.ipynb #c110
+# %% ../nbs/charts.ipynb #c113
 def chart_html(spec:dict, # a Vega-Lite spec with its data inside
                scripts:list=libraries, # where a page that has no Vega yet finds it; paths or addresses
               )->str: # one `div` and one `script`
@@ -632,7 +649,7 @@ def chart_html(spec:dict, # a Vega-Lite spec with its data inside
             f'<div class="th-controls" style="font-size:.85em;line-height:1.8"></div></div>\n'
             f"<script>(() => {{\n{script}\n}})()</script>")
 
-# %% ../nbs/charts.ipynb #c112
+# %% ../nbs/charts.ipynb #c115
 def mimebundle(spec:dict, # a Vega-Lite spec with its data inside
                **kwargs, # ignored; Altair passes its display options
               )->dict: # mime type to content
@@ -645,7 +662,7 @@ def enable():
     alt.renderers.enable("talking_heads")
     alt.theme.register("talking_heads", enable=True)(lambda: alt.theme.ThemeConfig(theme()))
 
-# %% ../nbs/charts.ipynb #c117
+# %% ../nbs/charts.ipynb #c120
 def _svg(spec):
     "`spec` as SVG text with its description inside; draws without any network"
     import vl_convert
@@ -653,7 +670,7 @@ def _svg(spec):
     svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(spoken(spec))}" ', 1)
 
-# %% ../nbs/charts.ipynb #c118
+# %% ../nbs/charts.ipynb #c121
 def save_chart(chart:alt.TopLevelMixin, # any Altair chart
                folder:Path, # made if it is not there
                name:str, # file name without ending

@@ -227,15 +227,15 @@ def attention_response(model, # from `load_model`
                        observers, # movers
                        runs:list|None=None, # from `prefixes` of the same prompts
                       )->tuple[Tensor,Tensor]: # reaction (k observer N) per unit, and the unit (k)
-    "Mean change of the observers' attention scores to the items, less their mean over items, as each coordinate grows by one unit"
+    "Mean change of the observers' attention scores to the items, less their mean over items, as each coordinate grows by one unit from its mean"
     c = natural(model,prompts,s,runs)
-    unit = c.std(0).clamp_min(1e-6)
-    values = torch.cat([torch.zeros(1,len(s)),torch.diag(unit)])
-    N,_ = _items(prompts)
-    v = run_variants(model,prompts,_setting(model,s,lambda g: c[g][:,None]+values[None]),len(s)+1,observers,tuple(f"item{i+1}" for i in range(N)),logits=False,runs=runs)
+    unit,(N,_) = c.std(0).clamp_min(1e-6),_items(prompts)
+    values = c.mean(0)+torch.cat([torch.diag(unit),-torch.diag(unit)])/2
+    roles = tuple(f"item{i+1}" for i in range(N))
+    v = run_variants(model,prompts,_setting(model,s,lambda g: values[None]),len(values),observers,roles,logits=False,runs=runs)
     score = v.attention.clamp_min(1e-9).log() # softmax scores up to a constant, which the next line removes
     score = score-score.mean(-1,keepdim=True)
-    return (score[:,1:]-score[:,:1]).mean(0),unit
+    return (score[:,:len(s)]-score[:,len(s):]).mean(0),unit
 
 # %% ../nbs/steering.ipynb #c025
 def fit_attention(model, # from `load_model`
@@ -305,10 +305,10 @@ def _study_rows(model, weights, names3, names8, n_items, movers, n, seed, done:s
     arms = [(a,s,how) for a,s in _arms(weights,names3,names8,n_items).items() for how in ("gradient","attention") if not (how=="attention" and "random" in a)]
     arms = [x for x in arms if (n_items,x[0],x[2]) not in done]
     if not arms: return []
-    train,tests,rows = laundry_list(**task_args(model),n_items=n_items,n=96,seed=seed+100),_tests(model,n_items,n,seed+1),[]
+    train,tests,rows = laundry_list(**task_args(model),n_items=n_items,n=192,seed=seed+100),_tests(model,n_items,n,seed+1),[]
     runs = prefixes(model,train,16)
     for arm,s,how in arms:
-        values = fit_gradient(model,train,s,60,runs=runs,seed=seed) if how=="gradient" else fit_attention(model,train,s,movers,runs=runs)
+        values = fit_gradient(model,train,s,120,runs=runs,seed=seed) if how=="gradient" else fit_attention(model,train,s,movers,runs=runs)
         about = dict(n_items=n_items,arm=arm,fit=how,names=list(s.names),values=values.tolist())
         rows += [about|dict(template=t)|steering_scores(steer(model,p,s,values,movers,r)) for t,(p,r) in tests.items()]
     return rows
@@ -330,8 +330,8 @@ def steering_study(model, # SmolLM2 from `load_model`
     "Compute the stored table; what an interrupted run finished is kept"
     weights = attention_weights(model,"folded")
     info = dict(sha256=model.checkpoint.sha256,heads=list(map(str,heads)),movers=list(map(str,movers)),n=n,seed=seed)
-    old,train = _begun(path,info),laundry_list(**task_args(model),n_items=5,n=96,seed=seed+100)
-    chosen = old.get("chosen") or choose_components(model,weights,train,heads,4,steps=40,seed=seed)
+    old,train = _begun(path,info),laundry_list(**task_args(model),n_items=5,n=192,seed=seed+100)
+    chosen = old.get("chosen") or choose_components(model,weights,train,heads,4,steps=80,seed=seed)
     few,rows = [c for c in chosen if parse_component(c)[0]==parse_head(heads[0])][:3],old.get("rows",[])
     for n_items in (None,*sizes): # what is chosen is written down first
         done = {(r["n_items"],r["arm"],r["fit"]) for r in rows}

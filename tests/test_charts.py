@@ -181,3 +181,10 @@ def test_ranks_without_marked_heads_have_an_extent():
     spec = charts.component_ranks(df, {}).to_dict()
     assert len(spec["layer"]) == 1 and all(d.strip().count("\n") == 9 for d in spec["datasets"].values())
     assert "infinity" not in charts._svg(spec).lower()
+
+def test_removal_bars_draw_and_speak():
+    df = pd.DataFrame(dict(component=range(4), name=[f"1.0.{i}" for i in range(4)], fall=[.2,.1,0.,-.1], low=[.1,0.,-.1,-.2], high=[.3,.2,.1,0.], n=30))
+    chart = charts.removal_bars(df, title="t")
+    assert "1.0.0" in chart.description and "4 components" in chart.description and len(chart.to_dict()["layer"]) == 2
+    assert "<svg" in charts._svg(chart.to_dict())
+    with pytest.raises(charts.ChartError): charts.removal_bars(df.drop(columns="low"))

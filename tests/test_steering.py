@@ -97,7 +97,8 @@ def test_response_is_a_difference(toy, weights):
             with toy.hooks(set_coordinates_hooks(toy, "1.0", s.V[0], values[g], p[g].pos("END"))): out[g] = readout(toy, p[g], roles).attention[:, 2, :2]
         x = out.clamp_min(1e-9).log()
         return x-x.mean(-1, keepdim=True)
-    close(J[0], (score(c+unit)-score(c)).mean(0), 1e-3)
+    at = lambda x: (c.mean(0)+x).expand(len(p), -1)
+    close(J[0], (score(at(unit/2))-score(at(-unit/2))).mean(0), 1e-3)
 
 def test_maps_and_grid(toy, weights):
     p, s = lists(toy), subspace(weights, ["1.0.0", "1.0.1"])
