@@ -540,8 +540,10 @@ def link_faults(site:Path, # a built site
 # %% ../nbs/docs.ipynb #c074
 def _smalldocs(proc, reload):
     "Let smalldocs write the site; give its folder and its warnings"
-    try: from smalldocs.site import Site, load
-    except ImportError as e: raise DocsError("th_docs needs smalldocs: pip install 'talking_heads[dev]', or `make setup`.") from e
+    try:
+        import latex2mathml
+        from smalldocs.site import Site, load
+    except ImportError as e: raise DocsError(f"th_docs needs {e.name}: pip install 'talking_heads[dev]', or `make setup`.") from e
     from smalldocs.config import BuildError, ConfigError
     site = Site(load(proc),quiet=True,preview=reload)
     try: site.build()
