@@ -220,7 +220,7 @@ def _judge(model, tok, heads:int)->dict:
                 **{f"other {k}":float(changed(m,p,k,2,hs).double().mean()) for k in ("both","word","place")})
 
 trainings = {"names fixed":dict(interchange=0.,redraw=False),"names drawn anew":dict(interchange=0.),
-    "names drawn anew, one head":dict(interchange=0.,heads=1),"names fixed, interchange":dict(redraw=False),"names drawn anew, interchange":{}}
+    "names drawn anew, one head":dict(interchange=0.,heads=1),"names drawn anew, interchange":{}}
 _stored = Path(str(files("talking_heads")/"models"/"toy-position"/"trainings.json"))
 
 # %% ../nbs/toy_position.ipynb #c055
