@@ -52,6 +52,16 @@ def test_strong_channels_are_found_by_components():
     r = edge_ranks(x, [(parse_head(a), parse_head(b)) for a, b in zip(t.src_head, t.dst)])
     assert (r.filtered == 1).all()
 
+def test_a_band_where_components_find_all_and_heads_fewer_than_half():
+    found = {"component": 0, "head": 0}
+    for seed in range(3):
+        w, t = plant(Plant(strength=.11, seed=seed))
+        c, edges = compose(w, "Q")["Q"], {(parse_head(a), parse_head(b)) for a, b in zip(t.src_head, t.dst)}
+        for k, x in (("component", loudest(c)), ("head", c.heads())):
+            at = torch.stack(torch.unravel_index(x.flatten().topk(len(edges)).indices, x.shape), 1).tolist()
+            found[k] += sum((Head(a, i), Head(b, j)) in edges for a, i, b, j in at)
+    assert found["component"] == 30 and found["head"] < 15
+
 def test_bad_input():
     for kw, words in ((dict(mode="O"), "Unknown mode"), (dict(spectrum="pink"), "Unknown spectrum"), (dict(n_heads=8, n_kv_heads=3), "evenly"),
                       (dict(channels=10_000), "do not fit"), (dict(n_layers=2, n_heads=4, n_kv_heads=1, d_model=32, d_head=8, channels=4, mode="K", strength=.99), "more than all it hears|do not fit")):
