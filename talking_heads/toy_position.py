@@ -97,13 +97,14 @@ def _losses(model, t:dict, donor:Tensor, heads:int)->tuple[Tensor,Tensor,Tensor]
     return answer,-(_target(t,goal,heads)*log[b,:,:,end]).sum(-1).mean(),-names
 
 # %% ../nbs/toy_position.ipynb #c014
-def _step(model, opt, mean, ids, losses):
+def _step(model, opt, mean, ids, losses)->tuple: # `losses`
     "One step of the optimiser; names have no gradient of their own, only their mean has"
     opt.zero_grad(); (losses[0]+losses[1]+.3*losses[2]).backward()
     weight = model.transformer.wte.weight
     if mean is not None: mean.grad = weight.grad[ids].sum(0); weight.grad[ids] = 0
     torch.nn.utils.clip_grad_norm_(opt.param_groups[0]["params"],1.)
     opt.step()
+    return losses
 
 # %% ../nbs/toy_position.ipynb #c015
 def train_toy_position(steps:int=1200, # of 128 prompts
@@ -126,8 +127,7 @@ def train_toy_position(steps:int=1200, # of 128 prompts
             ix = torch.randint(size,(128,),generator=g)
             donor = torch.where(torch.rand(128,generator=g)<interchange,torch.randint(128,(128,),generator=g),torch.arange(128))
             opt.param_groups[0]["lr"] = 3e-3*min(1,step/200)*(.03+.485*(1+math.cos(math.pi*step/total)))
-            losses = _losses(model,{k:v[ix] for k,v in pool.items()},donor,heads)
-            _step(model,opt,mean,ids,losses); _limit(model,heads)
+            losses = _step(model,opt,mean,ids,_losses(model,{k:v[ix] for k,v in pool.items()},donor,heads)); _limit(model,heads)
             log.append([float(x.detach()) for x in losses])
         if redraw: draw_names(model,ids,mean.detach(),torch.Generator().manual_seed(seed+100))
     return model.eval(),tok,log
