@@ -291,6 +291,7 @@ def _arms(weights, names3:list, names8:list, n_items:int)->dict: # arm to subspa
     few,many = subspace(weights,names3),subspace(weights,names8)
     arms = {"3 chosen":few,"8 chosen":many}
     if n_items in (3,5,8): arms |= {"3 random":random_subspace(weights,few),"8 random":random_subspace(weights,many)}
+    if n_items==5: arms["all of both heads"] = subspace(weights,[f"{h}.{i}" for h in many.heads for i in range(weights.shape.d_head)]) # a ceiling
     return arms
 
 # %% ../nbs/steering.ipynb #c031
@@ -302,7 +303,7 @@ def _tests(model, n_items:int, n:int, seed:int)->dict: # template to (prompts, p
 
 def _study_rows(model, weights, names3, names8, n_items, movers, n, seed, done:set)->list:
     "Fit and judge the arms of one list length that are not done yet"
-    arms = [(a,s,how) for a,s in _arms(weights,names3,names8,n_items).items() for how in ("gradient","attention") if not (how=="attention" and "random" in a)]
+    arms = [(a,s,how) for a,s in _arms(weights,names3,names8,n_items).items() for how in ("gradient","attention") if how=="gradient" or "chosen" in a]
     arms = [x for x in arms if (n_items,x[0],x[2]) not in done]
     if not arms: return []
     train,tests,rows = laundry_list(**task_args(model),n_items=n_items,n=192,seed=seed+100),_tests(model,n_items,n,seed+1),[]
