@@ -505,7 +505,7 @@ def removal_bars(df:pd.DataFrame, # one row per component: `component` (its numb
     "The fall of a score without each component of a head, with intervals"
     df = _checked(df, "component name fall low high n", "removal_bars")
     base = alt.Chart(_inline(df["component name fall low high n".split()].round(4)), width="container", height=240).encode(
-        x=alt.X("component:Q", title="component, by falling singular value", axis=alt.Axis(grid=False,tickMinStep=1)),
+        x=alt.X("component:Q", title="component, by falling singular value", axis=alt.Axis(grid=False,tickMinStep=1), scale=alt.Scale(nice=False,padding=8)),
         tooltip=["name:N",*(alt.Tooltip(field=c,type="quantitative",format=".3f",title=_titles.get(c,c)) for c in ("fall","low","high")),"n:Q"])
     bars = base.mark_bar(width=5).encode(y=alt.Y("fall:Q", title="fall of the inhibition score"))
     top = df.nlargest(3,"fall")
