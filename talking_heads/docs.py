@@ -457,7 +457,8 @@ def mathml(page:str, # HTML with formulas as smalldocs writes them
     from latex2mathml.converter import convert
     def one(m):
         shown = convert(html.unescape(m[2]),display="block" if m[1]=="display" else "inline")
-        return f'<span class="math {m[1]}">{shown}</span>'
+        reach = ' tabindex="0"' if m[1]=="display" else "" # a wide formula scrolls, and a keyboard must reach it
+        return f'<span class="math {m[1]}"{reach}>{shown}</span>'
     return _math.sub(one,page)
 
 # %% ../nbs/docs.ipynb #c066

@@ -133,6 +133,7 @@ def remove_outcome(out, # folder of an earlier `th_edit`
         raise OutputError(f"{out/changed[0]} was changed since th_edit wrote it, so nothing was removed. Move it away first.")
     gone = [out/f for f in files if (out/f).is_file()]
     for f in [*gone,out/_manifest]: f.unlink()
-    for d in sorted((out/x for x in ("edit","adapter","baked")),reverse=True):
-        if d.is_dir() and not any(d.iterdir()): d.rmdir()
+    for top in (out/x for x in ("edit","adapter","baked")):
+        for d in sorted([top,*(d for d in top.rglob("*") if d.is_dir())],reverse=True): # the deepest first
+            if d.is_dir() and not any(d.iterdir()): d.rmdir()
     return gone
