@@ -206,7 +206,7 @@ def changed(model, # from `load_model`
         out.append(answers_after(model,p.tokens,donors(p,how),layer,heads)==p.tokens[torch.arange(len(p)),p.pos("S1")])
     return torch.cat(out)
 
-# %% ../nbs/toy_position.ipynb #c054
+# %% ../nbs/toy_position.ipynb #c055
 def _judge(model, tok, heads:int)->dict:
     "Accuracy, adjusted shares of variance, and answers changed by donors"
     with tempfile.TemporaryDirectory() as d:
@@ -222,7 +222,7 @@ def _judge(model, tok, heads:int)->dict:
 trainings = {"names drawn anew":dict(interchange=0.),"names drawn anew, interchange":{}}
 _stored = Path(str(files("talking_heads")/"models"/"toy-position"/"trainings.json"))
 
-# %% ../nbs/toy_position.ipynb #c055
+# %% ../nbs/toy_position.ipynb #c056
 def try_trainings(out:Path=_stored, # JSON file
                   seed:int=0, # of every training
                   steps:int=800, # of every training
