@@ -33,7 +33,7 @@ class Change:
     head:int
     V:Tensor # (k d_model) orthonormal directions
     G:Tensor # (k k) new coordinates are old ones times this; a gain or (k) gains stand for a diagonal
-    names:tuple=() # (k) one per direction, such as "20.0.0"
+    names:tuple=() # (k) one per direction, such as "8.10.0"
     def __post_init__(self):
         put = lambda k,x: object.__setattr__(self,k,x)
         put("V",_floats(self.V,"V")); put("G",_floats(self.G,"G"))
@@ -309,11 +309,11 @@ def edited(model, # from `load_model`
         finally: _drop(model,[entry]) # an interrupt may have come before the first had begun
 
 # %% ../nbs/04_interventions.ipynb #c033
-def parse_component(x:str, # such as "20.0.3" or "L20H0.3"
+def parse_component(x:str, # such as "8.10.1" or "L8H10.1"
                    )->tuple[Head,int]:
     "Head and number of a component, or `HeadError`"
     head,_,i = str(x).strip().rpartition(".")
-    if not i.isdigit() or isinstance(x,float): raise HeadError(f"{x!r} names no component. Write layer, head and component as 20.0.3.")
+    if not i.isdigit() or isinstance(x,float): raise HeadError(f"{x!r} names no component. Write layer, head and component as 8.10.1.")
     return parse_head(head),int(i)
 
 # %% ../nbs/04_interventions.ipynb #c034
@@ -352,7 +352,7 @@ def _gains(gains)->dict: # head to number to gain
         if i in out.setdefault(h,{}): raise EditError(f"Component {h}.{i} is named twice. Give it one gain.")
         try: out[h][i] = float(g)
         except (TypeError,ValueError) as e: raise EditError(f"The gain of {x} must be a number, not {g!r}.") from e
-    if not out: raise EditError("No component is named, so there is nothing to edit. Name one, such as 20.0.3.")
+    if not out: raise EditError("No component is named, so there is nothing to edit. Name one, such as 8.10.1.")
     return out
 
 # %% ../nbs/04_interventions.ipynb #c037

@@ -37,7 +37,7 @@ class Knobs:
     heads:tuple # (n) of `Head`
     read:Tensor # (n d_model) direction read off the head's write
     write:Tensor # (n d_model) direction it is added along
-    names:tuple # (n) such as "20.0.3"
+    names:tuple # (n) such as "8.10.1"
     def __len__(self): return len(self.heads)
     def __getitem__(self, ix)->"Knobs":
         ix = list(map(int,ix))
@@ -46,7 +46,7 @@ class Knobs:
 
 # %% ../nbs/lifting.ipynb #c007
 def component_knobs(model, # from `load_model`
-                    names, # components such as "20.0.3"
+                    names, # components such as "8.10.1"
                     processing:str="folded", # of the weights whose components are meant
                    )->Knobs:
     "One gain for each component"

@@ -102,7 +102,7 @@ def remove_each(model, # from `load_model`
 # %% ../nbs/removal.ipynb #c012
 def head_components(weights:AttentionWeights, # from `attention_weights`
                     heads, # of one layer
-                   )->tuple[list,list]: # names such as "20.0.3", and (head, direction)
+                   )->tuple[list,list]: # names such as "8.10.1", and (head, direction)
     "Every component that some heads can write"
     heads = check_heads(heads,weights.shape.n_layers,weights.shape.n_heads)
     c = components(weights,heads[0].layer)

@@ -38,14 +38,14 @@ class Subspace:
 
 # %% ../nbs/steering.ipynb #c006
 def subspace(weights:AttentionWeights, # from `attention_weights`
-             names:list, # components such as "20.0.3"
+             names:list, # components such as "8.10.1"
             )->Subspace: # in the order of heads
     "The space that some components span"
     by = {}
     for n in names:
         h,i = parse_component(n)
         by.setdefault(check_heads(h,weights.shape.n_layers,weights.shape.n_heads)[0],[]).append(i)
-    if not by: raise HeadError("No component is named. Name at least one, such as 20.0.3.")
+    if not by: raise HeadError("No component is named. Name at least one, such as 8.10.1.")
     V = {h:components(weights,h.layer).Vh[h.head] for h in by}
     for h,i in by.items():
         if max(i)>=len(V[h]): raise HeadError(f"Component {h}.{max(i)} does not exist: head {h} has components 0 to {len(V[h])-1}.")
