@@ -190,10 +190,10 @@ def _vega():
 # %% ../nbs/report.ipynb #c034
 _policy = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 
-def _page(title, nav, body, vega):
+def _page(title, nav, body, vega, lang="en"):
     "The whole file"
     return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="{lang}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_policy}">
 <title>{escape(title)}</title>
 <style>{_css}{_code_css()}</style>
@@ -235,11 +235,12 @@ def to_html(notebook_path:Path, # an executed notebook
 def page(body:str, # HTML of the page; charts as `chart_html` gives them
          out_path:Path, # the HTML file to write
          title:str, # title of the page
+         lang:str="en", # language of the page, as HTML names it
         )->Path: # `out_path`
     "Write HTML as one file that needs no network, in the look of the reports"
     soup = BeautifulSoup(body, "html.parser")
     _cut_outside(soup)
     _boxes(soup)
-    text = _page(title, _contents(soup), str(soup), _vega() if soup.select_one(".th-chart") else "")
+    text = _page(title, _contents(soup), str(soup), _vega() if soup.select_one(".th-chart") else "", lang)
     with atomic_path(out_path) as tmp: tmp.write_text(text, encoding="utf-8")
     return Path(out_path)
