@@ -279,9 +279,9 @@ def _finding(d:pd.DataFrame, found:pd.DataFrame)->str:
 _shapes = ["circle","square","triangle-up","diamond","cross","triangle-down"]
 
 def _looks(runs:list[str])->tuple:
-    "A colour and a shape for each run; together they repeat only after 24"
+    "A colour and a shape for each run; together they repeat only after 48"
     colour = alt.Scale(domain=runs,range=[hues[i%len(hues)] for i in range(len(runs))])
-    shape = alt.Scale(domain=runs,range=[_shapes[(i+i//len(hues))%len(_shapes)] for i in range(len(runs))])
+    shape = alt.Scale(domain=runs,range=[_shapes[(i%len(hues)+i//len(hues))%len(_shapes)] for i in range(len(runs))])
     return alt.Color("run:N",title=None,scale=colour),alt.Shape("run:N",title=None,scale=shape)
 
 def _axis(d:pd.DataFrame, title:str)->alt.X:
