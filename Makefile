@@ -36,7 +36,7 @@ check: setup ## the fast check: export in sync, notebooks clean, README.md up to
 # HF_HUB_OFFLINE: a test reads what is on disk and never waits for a network.
 notebooks-test: setup ## run the notebooks' cells as tests
 	@set -o pipefail; log=$$(mktemp); trap 'rm -f $$log' EXIT; \
-	HF_HUB_OFFLINE=1 $(BIN)/nbdev_test --path nbs --skip_file_re '$(SKIP_NBS)' --n_workers 1 --do_print | tee $$log || exit 1; \
+	HF_HUB_OFFLINE=1 $(BIN)/nbdev_test --path nbs --skip_file_re '$(SKIP_NBS)' --skip_folder_re '^([_.]|runs$$)' --n_workers 1 --do_print | tee $$log || exit 1; \
 	ran=$$(grep -c '^- Completed' $$log || true); \
 	if (( ran == 0 || ran != $(words $(TESTED)) )); then echo "Only $$ran of the $(words $(TESTED)) notebooks in nbs/ ran." >&2; exit 1; fi
 

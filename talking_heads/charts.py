@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ink', 'hues', 'head_classes', 'font', 'roles', 'mode_hues', 'libraries', 'page_inks', 'theme', 'ChartError',
            'head_map', 'attention_by_role', 'by_template', 'accuracy_by_n', 'position_map', 'component_ranks',
-           'composition_map', 'channel_graph', 'removal_bars', 'spoken', 'chart_html', 'mimebundle', 'enable',
-           'save_chart']
+           'composition_map', 'channel_graph', 'removal_bars', 'coordinate_strip', 'lift_bars', 'spoken', 'chart_html',
+           'mimebundle', 'enable', 'save_chart']
 
 # %% ../nbs/charts.ipynb #c003
 import hashlib, json, textwrap
@@ -54,7 +54,7 @@ def _checked(df, need, chart):
     missing = [c for c in need.split() if c not in df.columns]
     has = ", ".join(map(str,df.columns)) or "none"
     if missing: raise ChartError(f"{chart} needs the columns {', '.join(missing)}; the table has {has}.")
-    value = next(c for c in ("score","mean","fall") if c in need.split())
+    value = next(c for c in ("score","mean","fall","coordinate","change") if c in need.split())
     df = df[df[value].notna()].reset_index(drop=True)
     if not len(df): raise ChartError(f"{chart} was given a table without rows that have a value. Check the filter that made it.")
     return df.copy()
@@ -513,11 +513,43 @@ def removal_bars(df:pd.DataFrame, # one row per component: `component` (its numb
     return _finish(alt.layer(bars, base.mark_rule(strokeWidth=1).encode(y="low:Q",y2="high:Q")), title, subtitle, f"Fall of the score without each of {len(df)} components. Largest: {said}.")
 
 # %% ../nbs/charts.ipynb #c098
+def coordinate_strip(df:pd.DataFrame, # one row per prompt: `coordinate order template`
+                     title:str="", # the finding
+                     subtitle:str="", # what to know beside it
+                    )->alt.Chart:
+    "Coordinates of prompts by template, the orders apart"
+    df = _checked(df, "coordinate order template", "coordinate_strip")
+    row = {t:f"{i+1}" for i,t in enumerate(dict.fromkeys(df.template))}
+    shift = df.order.map({o:.14*(2*i-1) for i,o in enumerate(sorted(df.order.unique()))})
+    d = df[["order","template","coordinate"]].round(3).assign(row=df.template.map(row).astype(int)+shift)
+    chart = alt.Chart(_inline(d), width="container", height=alt.Step(22) if len(row)>12 else 260).mark_point(filled=True,size=26,opacity=.55).encode(
+        x=alt.X("coordinate:Q", title="coordinate at END, residual stream units"), y=alt.Y("row:Q", title="template", axis=alt.Axis(grid=False,tickMinStep=1), scale=alt.Scale(zero=False)),
+        color=alt.Color("order:N", scale=alt.Scale(range=[hues[0],hues[3]]), title="order"), shape=alt.Shape("order:N",title="order"), tooltip=["template:N","order:N","coordinate:Q"])
+    means = df.groupby("order").coordinate.agg(["mean","std"])
+    said = ", ".join(f"{o}: mean {r['mean']:.1f}, spread {r['std']:.1f}" for o,r in means.iterrows())
+    return _finish(chart, title, subtitle, f"Coordinates of {len(df)} prompts over {len(row)} templates. {said}.")
+
+# %% ../nbs/charts.ipynb #c101
+def lift_bars(df:pd.DataFrame, # rows of `edit split n_items before after change low high n`
+              title:str="", # the finding
+              subtitle:str="", # what to know beside it
+             )->alt.LayerChart:
+    "Accuracy gained by edits, by list length and split, with intervals"
+    df = _checked(df, "edit split n_items before after change low high n", "lift_bars")
+    d = df["edit split n_items before after change low high n".split()].round(4).assign(where=df.split+", N="+df.n_items.astype(str))
+    order = d.sort_values(["split","n_items"],ascending=[False,True])["where"].drop_duplicates().tolist()
+    base = alt.Chart(_inline(d), width="container", height=240).encode(x=alt.X("where:N", title="templates, items (N)", sort=order, axis=alt.Axis(labelAngle=0)), xOffset="edit:N",
+        tooltip=["edit:N","where:N",*(alt.Tooltip(field=c,type="quantitative",format=".3f",title=_titles.get(c,c)) for c in ("before","after","change","low","high")),"n:Q"])
+    bars = base.mark_bar().encode(y=alt.Y("change:Q", title="change of top-1 accuracy"), color=alt.Color("edit:N", scale=alt.Scale(range=[hues[0],"#999999",hues[1],hues[2]])))
+    said = "; ".join(f"{r['edit']} {r['where']} {_span(r,'change')}" for _,r in d.iterrows())
+    return _finish(alt.layer(bars, base.mark_rule(strokeWidth=1.5).encode(y="low:Q",y2="high:Q")), title, subtitle, f"Change of accuracy: {said}.")
+
+# %% ../nbs/charts.ipynb #c104
 libraries = [f"https://cdn.jsdelivr.net/npm/{p}" for p in
              ("vega@6.2.0/build/vega.min.js", "vega-lite@6.4.1/build/vega-lite.min.js", "vega-embed@7.0.2/build/vega-embed.min.js")]
 page_inks = {"light":"#3b3d40", "dark":"#c9cbcf"}
 
-# %% ../nbs/charts.ipynb #c100
+# %% ../nbs/charts.ipynb #c106
 _js_dark = """
   const isDark = el => {
     const body = document.body, root = document.documentElement
@@ -532,7 +564,7 @@ _js_dark = """
     return matchMedia("(prefers-color-scheme: dark)").matches && /dark/.test(getComputedStyle(root).colorScheme)
   }"""
 
-# %% ../nbs/charts.ipynb #c102
+# %% ../nbs/charts.ipynb #c108
 _js_wrap = """
   const pen = document.createElement("canvas").getContext("2d")
   const wrap = (text, wide, style) => {
@@ -543,7 +575,7 @@ _js_wrap = """
     }, [""]).filter(line => line)
   }"""
 
-# %% ../nbs/charts.ipynb #c103
+# %% ../nbs/charts.ipynb #c109
 _js_fit = _js_wrap+"""
   const fit = (s, wide, over) => {
     if (typeof s.title == "string" || Array.isArray(s.title)) s.title = {text: s.title}
@@ -564,7 +596,7 @@ _js_fit = _js_wrap+"""
     return s
   }"""
 
-# %% ../nbs/charts.ipynb #c105
+# %% ../nbs/charts.ipynb #c111
 _js_tell = """
   const tell = s => {
     const mark = typeof s.mark == "string" ? {type: s.mark} : s.mark
@@ -574,7 +606,7 @@ _js_tell = """
     return s
   }"""
 
-# %% ../nbs/charts.ipynb #c106
+# %% ../nbs/charts.ipynb #c112
 _js_draw = """
   const draw = async host => {
     const dark = isDark(host), [view, controls] = host.children
@@ -591,7 +623,7 @@ _js_draw = """
   }
   const fail = host => { host.firstElementChild.textContent = "The chart could not be drawn here. " + said }"""
 
-# %% ../nbs/charts.ipynb #c108
+# %% ../nbs/charts.ipynb #c114
 _js_watch = """
   const watch = host => {
     let seen = "", busy = Promise.resolve()
@@ -606,7 +638,7 @@ _js_watch = """
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
   }"""
 
-# %% ../nbs/charts.ipynb #c110
+# %% ../nbs/charts.ipynb #c116
 _js_load = """
   const fetchOne = src => new Promise((ok, no) =>
     document.head.append(Object.assign(document.createElement("script"), {src, onload: ok, onerror: no})))
@@ -622,7 +654,7 @@ _js_load = """
   const loaded = window.talkingHeadsVega = window.talkingHeadsVega || load()
   loaded.then(() => hosts.forEach(watch), () => hosts.forEach(fail))"""
 
-# %% ../nbs/charts.ipynb #c111
+# %% ../nbs/charts.ipynb #c117
 def _js(x):
     "`x` as a JavaScript literal that is safe inside a script element"
     return json.dumps(x, separators=(",",":")).replace("<","\\u003c").replace(">","\\u003e").replace("&","\\u0026")
@@ -634,7 +666,7 @@ def spoken(spec:dict, # a Vega-Lite spec
     title = title.get("text","") if isinstance(title,dict) else title
     return spec.get("description") or (title if isinstance(title,str) else " ".join(title)) or "A chart without a description."
 
-# %% ../nbs/charts.ipynb #c113
+# %% ../nbs/charts.ipynb #c119
 def chart_html(spec:dict, # a Vega-Lite spec with its data inside
                scripts:list=libraries, # where a page that has no Vega yet finds it; paths or addresses
               )->str: # one `div` and one `script`
@@ -649,7 +681,7 @@ def chart_html(spec:dict, # a Vega-Lite spec with its data inside
             f'<div class="th-controls" style="font-size:.85em;line-height:1.8"></div></div>\n'
             f"<script>(() => {{\n{script}\n}})()</script>")
 
-# %% ../nbs/charts.ipynb #c115
+# %% ../nbs/charts.ipynb #c121
 def mimebundle(spec:dict, # a Vega-Lite spec with its data inside
                **kwargs, # ignored; Altair passes its display options
               )->dict: # mime type to content
@@ -662,7 +694,7 @@ def enable():
     alt.renderers.enable("talking_heads")
     alt.theme.register("talking_heads", enable=True)(lambda: alt.theme.ThemeConfig(theme()))
 
-# %% ../nbs/charts.ipynb #c120
+# %% ../nbs/charts.ipynb #c126
 def _svg(spec):
     "`spec` as SVG text with its description inside; draws without any network"
     import vl_convert
@@ -670,7 +702,7 @@ def _svg(spec):
     svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(spoken(spec))}" ', 1)
 
-# %% ../nbs/charts.ipynb #c121
+# %% ../nbs/charts.ipynb #c127
 def save_chart(chart:alt.TopLevelMixin, # any Altair chart
                folder:Path, # made if it is not there
                name:str, # file name without ending

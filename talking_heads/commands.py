@@ -11,6 +11,7 @@ from pathlib import Path
 from fastcore.script import Param, call_parse, store_true
 from .core import *
 from .checkpoints import find_checkpoint
+from .runs import read_results
 
 # %% ../nbs/commands.ipynb #c005
 def friendly(f):
@@ -138,10 +139,10 @@ def _follow(path:Path, done:threading.Event):
     for b in bars.values(): b.close()
 
 # %% ../nbs/commands.ipynb #c020
-def _paper_notebook()->Path:
-    "The paper notebook of this checkout"
-    p = Path(__file__).resolve().parent.parent/"nbs"/"paper.ipynb"
-    if not p.is_file(): raise OutputError("nbs/paper.ipynb is not beside the installed package. Clone the repository and run th_paper from there.")
+def _paper_notebook(name:str="paper")->Path:
+    "The paper notebook of this checkout, or the one for weights alone"
+    p = Path(__file__).resolve().parent.parent/"nbs"/f"{name}.ipynb"
+    if not p.is_file(): raise OutputError(f"nbs/{name}.ipynb is not beside the installed package. Clone the repository and run th_paper from there.")
     return p
 
 # %% ../nbs/commands.ipynb #c021
@@ -169,6 +170,7 @@ def _execute(notebook:Path, out:Path, params:dict):
     try: pm.execute_notebook(str(notebook), str(part), params, kernel_name="python3", cwd=str(notebook.parent),
         progress_bar=sys.stderr.isatty(), extra_arguments=["--log-level=50"])
     except PapermillExecutionError as e:
+        if e.ename=="IncompleteError": part.unlink(missing_ok=True); raise IncompleteError(e.evalue) from e
         if e.ename in _ours: part.unlink(missing_ok=True); raise OutputError(e.evalue) from e
         raise OutputError(f"A cell of the notebook failed ({e.ename}: {e.evalue}). The traceback is in {out/'paper.ipynb'}; finished steps are "
             "kept, and --resume goes on from there.") from e
@@ -191,17 +193,27 @@ def _with_progress(f):
             os.environ.pop("TH_PROGRESS") if before is None else os.environ.update(TH_PROGRESS=before)
 
 # %% ../nbs/commands.ipynb #c027
+def _counts(verdicts:list)->str:
+    "How many claims came out how"
+    said = [v["verdict"] for v in verdicts]
+    return "Claims: "+(", ".join(f"{said.count(k)} {k}" for k in dict.fromkeys(said)) or "not judged")
+
+def _strongest(w:dict)->str:
+    "The pairs of heads that stand out most, by mode"
+    return "\n".join(f"{m}: "+", ".join(f"{r['src']} to {r['dst']} (z {r['z']:.0f})" for r in v[:5]) for m,v in w["strongest"].items())
+
 def headline(results:dict, # from `read_results`
             )->str:
     "The main numbers of a run in a few lines"
-    if not {"ioi","heads","laundry_list"}<=set(results): return "The model could not be run; what its weights alone say is in the notebook."
+    counts = _counts(results["verdicts"])
+    if "ioi" not in results: return f"{_strongest(results['weights'])}\n{counts}"
     i,h,ll = results["ioi"],results["heads"],results["laundry_list"]
     ci = lambda x: f"[{x[0]:.2f}, {x[1]:.2f}]"
     names = lambda c: " ".join(r["head"] for r in h[c][:6]) or "none called"
     lists = ", ".join(f"N={n} {r['accuracy']:.2f} {ci(r['ci'])}" for n,r in ll["by_n"].items())
     return (f"IOI, n={i['n']}: accuracy {i['accuracy']:.3f} {ci(i['accuracy_ci'])}, logit difference {i['logit_diff']:.2f} {ci(i['logit_diff_ci'])}\n"
             f"Movers {names('mover')}; negative {names('negative_mover')}; inhibition {names('inhibition')}\n"
-            f"Laundry List ({ll['template']}), accuracy among the items: {lists}")
+            f"Laundry List ({ll['template']}), accuracy among the items: {lists}\n{counts}")
 
 # %% ../nbs/commands.ipynb #c029
 class Short(Param):
@@ -215,6 +227,14 @@ def _code_of(notebook:Path)->str: # 64 hexadecimal digits
     return hashlib.sha256(json.dumps([c["source"] for c in cells if c["cell_type"]=="code"]).encode()).hexdigest()
 
 # %% ../nbs/commands.ipynb #c031
+def _from_weights(out:Path, params:dict, why:str)->tuple: # arguments for `_execute`
+    "What to run where a checkpoint holds attention weights alone"
+    notebook = _paper_notebook("paper_weights")
+    params = {k:v for k,v in params.items() if k in ("model","revision","seed","known","out","resume")}
+    print(f"{why} So only what needs no forward pass is rerun.", file=sys.stderr)
+    return notebook,out,params|dict(why=why,notebook_sha256=_code_of(notebook))
+
+# %% ../nbs/commands.ipynb #c032
 def _paper(model, seed, out, resume, given, **params):
     "Check the folder and the parameters, run the notebook, make the page, say where everything is"
     notebook,out = _paper_notebook(),Path(out).expanduser().resolve()
@@ -222,15 +242,16 @@ def _paper(model, seed, out, resume, given, **params):
     params |= dict(model=model, seed=seed, out=str(out), resume=resume, notebook_sha256=_code_of(notebook)) | _parameters(notebook,given)
     with atomic_path(out/".th_writable") as p: p.write_text("")
     (out/".th_writable").unlink()
-    _with_progress(lambda: _execute(notebook,out,params))
+    try: _with_progress(lambda: _execute(notebook,out,params))
+    except IncompleteError as e: _with_progress(lambda: _execute(*_from_weights(out,params,str(e))))
     from talking_heads.brief import brief, languages
-    from talking_heads.comparison import read_run
     from talking_heads.report import to_html
-    page,run = to_html(out/"paper.ipynb", out/"paper.html", title=f"Talking heads in {model}"),read_run(out)
-    short = [brief(run.results,lang).save(out/f"brief.{lang}.html") for lang in languages]
-    print(f"{headline(run.results)}\n\nNotebook  {out/'paper.ipynb'}\nOne page  {page}\nBrief     {', '.join(map(str,short))}\nResults   {out/'results.json'}")
+    page = to_html(out/"paper.ipynb", out/"paper.html", title=f"Talking heads in {model}")
+    results = read_results(out)
+    short = [brief(results,lang).save(out/f"brief.{lang}.html") for lang in languages]
+    print(f"{headline(results)}\n\nNotebook  {out/'paper.ipynb'}\nOne page  {page}\nBrief     {', '.join(map(str,short))}\nResults   {out/'results.json'}")
 
-# %% ../nbs/commands.ipynb #c032
+# %% ../nbs/commands.ipynb #c033
 @call_parse
 @friendly
 def th_paper(model:Param("smollm2, a Hugging Face id, or a folder",str)="smollm2",
@@ -247,7 +268,7 @@ def th_paper(model:Param("smollm2, a Hugging Face id, or a folder",str)="smollm2
         print(f"\nInterrupted. Finished steps are kept in {out}; the same command with --resume goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
 
-# %% ../nbs/commands.ipynb #c036
+# %% ../nbs/commands.ipynb #c037
 @call_parse
 @friendly
 def th_compare(runs:Param("folders of th_paper, or results.json files; at least two",str,nargs="+"),
@@ -259,7 +280,7 @@ def th_compare(runs:Param("folders of th_paper, or results.json files; at least 
     page,*rest = c.save(out)
     print("\n".join([repr(c),*c.notes,"",f"One page  {page}",f"Rows      {rest[0]}, {rest[1].name}",f"Summary   {rest[2]}"]))
 
-# %% ../nbs/commands.ipynb #c038
+# %% ../nbs/commands.ipynb #c039
 @call_parse
 @friendly
 def th_brief(run:Param("folder of th_paper, or a results.json",str,opt=False,nargs="?")="runs/paper",
@@ -267,6 +288,5 @@ def th_brief(run:Param("folder of th_paper, or a results.json",str,opt=False,nar
              out:Param("file to write, .html or .md; without it the page is printed as Markdown",str)=None):
     "One page for the person who must decide: what the model does, where it fails, what an edit changes and costs, how sure we are"
     from talking_heads.brief import brief
-    from talking_heads.comparison import read_run
-    b = brief(read_run(run).results,lang)
+    b = brief(read_results(Path(run).expanduser()),lang)
     print(b.markdown() if out is None else b.save(out), end="" if out is None else "\n")

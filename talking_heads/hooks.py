@@ -49,7 +49,7 @@ def _load_help(c:Checkpoint, e:Exception)->str:
 def _check_weights(c:Checkpoint, hf, info:dict):
     "Refuse a checkpoint with missing, misshapen or non-finite tensors"
     if bad := sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys",())):
-        raise CheckpointError(f"{c.name} lacks {len(bad)} tensors its config calls for, first {bad[0]}. It cannot run forward. Fetch the whole "
+        raise IncompleteError(f"{c.name} lacks {len(bad)} tensors its config calls for, first {bad[0]}. It cannot run forward. Fetch the whole "
             "checkpoint; a folder that holds attention weights alone still serves work on weights.")
     for name,p in hf.named_parameters():
         if not p.isfinite().all(): raise CheckpointError(f"{c.name} has NaN or infinite values in {name}. Fetch or save it again.")

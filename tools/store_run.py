@@ -1,0 +1,51 @@
+"Put a finished run on the site: `python tools/store_run.py runs/paper smollm2 'The paper on SmolLM2'` writes nbs/runs/smollm2.ipynb and .json"
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from execnb.nbio import read_nb, write_nb
+from nbdev.clean import clean_nb
+
+from talking_heads.runs import code_behind, read_results
+
+root = Path(__file__).resolve().parent.parent
+
+def source_of(run: Path) -> Path:
+    "The notebook that a run executed"
+    weights_only = "ioi" not in read_results(run)
+    return root/"nbs"/("paper_weights.ipynb" if weights_only else "paper.ipynb")
+
+def scrubbed(text: str, run: Path, model: str) -> str:
+    "Text without the paths of this machine"
+    for path in (run, run.parent, root, Path.home()): text = text.replace(str(path.resolve())+"/", "").replace(str(path.resolve()), path.name)
+    return re.sub(r"(?<![\w./])/(?:[\w.-]+/)+("+re.escape(model)+")", r"\1", text)
+
+def settings_of(nb) -> dict:
+    "Parameters that papermill put in"
+    cell = next(c for c in nb.cells if "injected-parameters" in c.metadata.get("tags", []))
+    return {k: v for k, v in re.findall(r"^(\w+) = (.*)$", cell.source, re.M) if k not in ("out", "resume", "notebook_sha256", "device", "why")}
+
+def store(run: Path, name: str, title: str) -> None:
+    "Copy results and notebook, with what they were made by"
+    results, source = read_results(run), source_of(run)
+    nb = nbformat.read(run/"paper.ipynb", 4)
+    model = Path(results["model"]).name
+    given = {k: scrubbed(v, run, model) for k, v in settings_of(nb).items()}
+    nb.cells = [c for c in nb.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    first = nb.cells[0].source.split("\n")
+    first[0] = f"# {title}"
+    nb.cells[0].source = "\n".join(first)+"\n\n::: {.callout-note}\nA stored run, made with "+", ".join(f"`{k} = {v}`" for k, v in given.items())+".\n:::"
+    out = root/"nbs"/"runs"/f"{name}.ipynb"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(scrubbed(nbformat.writes(nb), run, model), encoding="utf-8")
+    clean = read_nb(out)
+    clean_nb(clean, allowed_cell_metadata_keys=["tags"])
+    write_nb(clean, out)
+    results |= dict(model=scrubbed(str(results["model"]), run, model))
+    stored = dict(notebook=source.name, code=code_behind(source), parameters=given, results=results)
+    (out.with_suffix(".json")).write_text(scrubbed(json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False), run, model)+"\n", encoding="utf-8")
+    print(f"{out.relative_to(root)} and its .json")
+
+if __name__ == "__main__": store(Path(sys.argv[1]).resolve(), *sys.argv[2:4])
