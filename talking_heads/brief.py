@@ -66,8 +66,8 @@ _words |= dict(
     task_guess=("That is not clearly better than guessing.", "これは当て推量と明確には区別できません。"),
     task_not=("The basic task was not run.", "基本課題は実行していません。"),
     lists=("The list task is its longer form: all items of a list but one are mentioned again, and the model must give the one that is left. "
-           "The table shows how often it does, by number of items.",
-           "リスト課題は、これを長くしたものです。並べた品目のうち一つを除いてもう一度挙げ、残った一つを答えさせます。品目の数ごとの正答率を下の表に示します。"),
+           "The table shows by number of items how often it prefers the right item to the other items, and to all other words.",
+           "リスト課題は、これを長くしたものです。並べた品目のうち一つを除いてもう一度挙げ、残った一つを答えさせます。品目の数ごとに、正しい品目がほかの品目より上位になる割合（正答率）と、全単語の中で最上位になる割合を下の表に示します。"),
     lists_not=("The list task was not run.", "リスト課題は実行していません。"))
 
 # %% ../nbs/brief.ipynb #c015
@@ -82,19 +82,23 @@ def _does(v:_Voice, r:dict)->list[str]:
 
 # %% ../nbs/brief.ipynb #c018
 _words |= dict(
-    items=("items in the list", "品目の数"), right=("right", "正答率"), range_=("{level} interval", "{level}信頼区間"),
-    edited=("with the edit, other wordings", "編集後（別の言い回し）"))
+    items=("items in the list", "品目の数"), right=("right item before the other items", "ほかの品目より上位（正答率）"),
+    range_=("{level} interval", "{level}信頼区間"), outright=("right item before all other words", "全単語の中で最上位"),
+    edited=("the same with the edit, in other wordings", "同上、編集後（別の言い回し）"))
 
 def _held_out(r:dict)->list:
     "What the edit did on wordings that it was not trained on"
     return [x for x in r.get("lifting",{}).get("learned",{}).get("lists",[]) if x["split"]=="held-out"]
+
+def _trained(r:dict)->bool: return bool(r.get("lifting",{}).get("learned"))
 
 def _table(v:_Voice, r:dict)->list: # rows of text, the first one the head; empty where lists were not run
     "Accuracy by list length"
     by = r.get("laundry_list",{}).get("by_n",{})
     if not by: return []
     rows = [[v("items"),*by],[v("right"),*(percent(x["accuracy"]) for x in by.values())],
-            [v("range_",level=percent(_level)),*(f"{percent(x['ci'][0])}–{percent(x['ci'][1])}" for x in by.values())]]
+            [v("range_",level=percent(_level)),*(f"{percent(x['ci'][0])}–{percent(x['ci'][1])}" for x in by.values())],
+            [v("outright"),*(percent(x["top1"]) for x in by.values())]]
     after = {str(x["n_items"]):percent(x["after"]) for x in _held_out(r)}
     return rows+[[v("edited"),*(after.get(k,"") for k in by)]] if set(after)&set(by) else rows
 
@@ -102,6 +106,7 @@ def _table(v:_Voice, r:dict)->list: # rows of text, the first one the head; empt
 _words |= dict(
     fails=("Where it fails", "失敗するところ"),
     reach=("Longest list that keeps at least {accuracy} right: {n_items} items.", "正答率{accuracy}以上を保てるのは、品目が{n_items}個のリストまでです。"),
+    by_low=("Each of these holds for the lower end of the interval too.", "いずれも信頼区間の下端で判定しています。"),
     no_reach=("No tested length keeps at least {accuracy} right.", "正答率{accuracy}以上を保てる長さはありませんでした。"),
     worst=("It fails most often in lists of {n_items} items when the answer stands at place {position}: {failure} of these fail ({ci}, {n} prompts).",
            "最も失敗しやすいのは、品目が{n_items}個で答えが{position}番目にある場合で、失敗率は{failure}です（{ci}、{n}問）。"),
@@ -112,9 +117,9 @@ _keep = (.8,.9) # levels that are read off the curve where the run has no foreca
 
 # %% ../nbs/brief.ipynb #c022
 def _reach(r:dict)->list[dict]: # accuracy, n_items
-    "The longest list that keeps each accuracy, None where none does"
+    "The longest list that keeps each accuracy by the lower end of its interval; nothing where none does"
     if r.get("forecast",{}).get("longest"): return sorted(r["forecast"]["longest"],key=lambda x: x["accuracy"])
-    by,out = {int(k):x["accuracy"] for k,x in r.get("laundry_list",{}).get("by_n",{}).items()},[]
+    by,out = {int(k):x["ci"][0] for k,x in r.get("laundry_list",{}).get("by_n",{}).items()},[]
     for level in _keep if by else ():
         kept = [n for n in sorted(by) if all(by[m]>=level for m in by if m<=n)]
         out.append(dict(accuracy=level,n_items=max(kept,default=None)))
@@ -135,6 +140,7 @@ def _fails(v:_Voice, r:dict)->list[str]:
     "How far it goes, and what breaks first"
     if "laundry_list" not in r and "forecast" not in r: return [v("lists_not")]
     said = [v("reach" if x["n_items"] else "no_reach",accuracy=percent(x["accuracy"]),n_items=x["n_items"]) for x in _reach(r)]
+    if said: said.append(v("by_low"))
     if "laundry_list" in r:
         n,x = max(((int(k),x) for k,x in r["laundry_list"]["by_n"].items()),key=lambda p: p[0])
         if x["ci"][0]<=1/n: said.append(v("last_guess",n_items=n))
@@ -192,14 +198,17 @@ def _inside(v:_Voice, r:dict)->list[str]:
 _words |= dict(
     edit=("What the edit changes", "編集で変わること"),
     size=("The edit changes {n_gains} numbers inside the model, from layer {layer} up.", "編集では、モデル内部のレイヤー{layer}以降にある{n_gains}個の数値を変えます。"),
-    lift=("In wordings it was not trained on, lists of {n_items} items go from {before} to {after} right ({change} points; {ci}, {n} prompts).",
-          "学習に使わなかった言い回しでは、品目{n_items}個の正答率が{before}から{after}になります（{change}ポイント、{ci}、{n}問）。"),
-    lift_too=("Lists of {n_items} items: {before} to {after} right ({change} points; {ci}, {n} prompts).",
+    lift=("In wordings it was not trained on, the right item comes before all other words in lists of {n_items} items: "
+          "{before} without the edit, {after} with it ({change} points; {ci}, {n} prompts).",
+          "学習に使わなかった言い回しで、正しい品目が全単語の中で最上位になる割合は、品目{n_items}個で{before}から{after}になります（{change}ポイント、{ci}、{n}問）。"),
+    lift_too=("With {n_items} items: {before} without, {after} with it ({change} points; {ci}, {n} prompts).",
               "品目{n_items}個では{before}から{after}になります（{change}ポイント、{ci}、{n}問）。"),
     more=("As many numbers chosen at random reach {after}, clearly less.", "無作為に選んだ同数の数値では{after}で、明らかに及びません。"),
     as_much=("As many numbers chosen at random reach {after}: the choice of numbers is not what helps.",
              "無作為に選んだ同数の数値でも{after}で、どの数値を選ぶかの効果とは言えません。"),
-    edit_not=("No edit was tried.", "編集は試していません。"),
+    scaled=("Only turning up the direction named above was tried: in lists of {n_items} items that changes the share of right answers by {change} points ({ci}, {n} prompts).",
+            "試したのは上記の方向の増幅だけです。品目{n_items}個で、正しい品目が最上位になる割合は{change}ポイント変わります（{ci}、{n}問）。"),
+    edit_not=("No edit was trained.", "編集は学習していません。"),
     lift_not=("What the edit gains was not measured in this run.", "編集の効果はこの実行では測っていません。"))
 
 # %% ../nbs/brief.ipynb #c036
@@ -210,10 +219,17 @@ def _lift(v:_Voice, key:str, x:dict, random:list)->list[str]:
     same = [y for y in random if (y["split"],y["n_items"])==(x["split"],x["n_items"])]
     return said+[v("more" if x["low"]>same[0]["high"] else "as_much",after=percent(same[0]["after"]))] if same else said
 
+def _scaled(v:_Voice, r:dict)->list[str]:
+    "What the best factor for one direction changes, in the longest lists where it was tried on other prompts"
+    rows = [x for x in r.get("lifting",{}).get("scaling",[]) if x.get("chosen") and x.get("split")!="train"]
+    if not rows: return []
+    x = max(rows,key=lambda x: x["n_items"])
+    return [v("scaled",change=points(x["change"]),ci=_interval(v,x["low"],x["high"],points),n_items=x["n_items"],n=x["n"])]
+
 def _edit(v:_Voice, r:dict)->list[str]:
     "Its size, and what it gains on held-out wordings"
     learned = r.get("lifting",{}).get("learned")
-    if not learned: return [v("lift_not" if "audit" in r else "edit_not")]
+    if not learned: return _scaled(v,r) or [v("lift_not" if "audit" in r else "edit_not")]
     said = [v("size",n_gains=learned["n_gains"],layer=learned["layer"])]
     for key,x in zip(("lift","lift_too"),_held_out(r)): said += _lift(v,key,x,learned.get("random",[])) # more lengths are in the table
     return said
@@ -239,12 +255,12 @@ _words |= dict(
     unsure=("Kept, but not with certainty: {names}.", "範囲内ですが確実とは言えないもの：{names}。"),
     untested=("Could not be tested: {names}.", "検査できなかったもの：{names}。"),
     cost_not=("Side effects were not audited, so the edit should not be used yet.", "副作用の検査はしていません。検査するまで編集は使わないでください。"),
-    cost_none=("No edit was tried, so there are no side effects to report.", "編集を試していないため、報告する副作用はありません。"))
+    cost_none=("No edit was trained, so there are no side effects to report.", "編集を学習していないため、報告する副作用はありません。"))
 
 # %% ../nbs/brief.ipynb #c041
 def _cost(v:_Voice, r:dict)->list[str]:
     "Passed or not, what came closest, what is unknown"
-    if (a:=r.get("audit")) is None: return [v("cost_not" if "lifting" in r else "cost_none")]
+    if (a:=r.get("audit")) is None: return [v("cost_not" if _trained(r) else "cost_none")]
     names,by = lambda rules: v.names(map(_rule,rules)),{x["rule"]:x for x in a["verdicts"]}
     tested = [x for x in a["verdicts"] if x["verdict"]!="untested"]
     said = [v("passed",n=len(tested)) if a["passed"] else v("failed",names=names(a["failed"])) if a["failed"] else v("strict")]
@@ -266,7 +282,7 @@ _words |= dict(
 
 def _undo(v:_Voice, r:dict)->list[str]:
     "What to do so that all is as before"
-    return [v("undo_how" if "lifting" in r or "audit" in r else "undo_none")]
+    return [v("undo_how" if _trained(r) or "audit" in r else "undo_none")]
 
 # %% ../nbs/brief.ipynb #c046
 _words |= dict(
@@ -309,7 +325,7 @@ def _sure(v:_Voice, r:dict)->list[str]:
     counts,made = Counter(x["verdict"] for x in r.get("verdicts",[])),r["provenance"]
     parts = [v(key,n=counts[k]) for k,key in _outcomes.items() if counts[k]]
     said = [v("claims",total=counts.total(),counts={"en":", ","ja":"、"}[v.lang].join(parts))] if parts else [v("claims_not")]
-    how,lack = made.get("settings",{}).get("how"),[f"s_{s}" for s in _sections if s not in r]
+    how,lack = made.get("settings",{}).get("how"),[f"s_{s}" for s in _sections if not (_trained(r) if s=="lifting" else s in r)]
     said.append(v(how if how in ("quick","full") else "seed",seed=made["seed"]))
     if lack: said.append(v("not_run",names=v.names(lack)))
     measured = [v("level",level=percent(_level))] if set(_sections)&set(r) else []
@@ -328,7 +344,7 @@ _words |= dict(
     gain_unknown=("An edit passed its audit; what it gains was not measured here.", "編集は検査に合格しましたが、効果はここでは測っていません。"),
     refuse=("The edit did not pass its audit: do not use it.", "編集は副作用の検査に不合格です。使わないでください。"),
     wait=("An edit was measured but not audited: do not use it yet.", "編集の効果は測りましたが、副作用は未検査です。まだ使わないでください。"),
-    no_edit=("No edit was tried.", "編集は試していません。"))
+    no_edit=("No edit was trained.", "編集は学習していません。"))
 
 # %% ../nbs/brief.ipynb #c052
 def _advice(r:dict)->str: # name of a sentence
@@ -412,8 +428,8 @@ section h2{font-size:1em;margin:0;line-height:1.6} section p{margin:0} .scroll{m
 td,th{padding:.2em .6em} tbody th{font-weight:400;text-align:left} thead th:first-child{text-align:left}
 :lang(ja){line-break:strict;font-family:system-ui,"Hiragino Sans","Yu Gothic UI","Noto Sans CJK JP","Noto Sans JP","IPAexGothic",sans-serif}
 @media (max-width:640px){section{grid-template-columns:1fr}}
-@media print{@page{size:A4;margin:13mm 14mm} body{font-size:9.6pt;line-height:1.45} main{padding:0;max-width:none}
-section{padding:.4em 0;break-inside:avoid} h1{margin-top:0}}</style>"""
+@media print{@page{size:A4;margin:12mm 14mm} body{font-size:9pt;line-height:1.38} main{padding:0;max-width:none}
+section{padding:.35em 0;break-inside:avoid} h1{margin:0 0 .5em;font-size:1.35em} td,th{padding:.1em .6em} .short{padding:.4em 1em;margin:.5em 0}}</style>"""
 
 @patch
 def save(self:Brief, path, # a file that ends in .html or .md

@@ -37,15 +37,6 @@ class Run:
     path:str # as it was given
 
 # %% ../nbs/comparison.ipynb #c008
-def _results(file:Path)->tuple[dict,int]:
-    "Results as version 2, and the version that the file was written in"
-    try: data = read_results(file)
-    except OutputError:
-        try: data = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError,ValueError): data = {}
-        if not isinstance(data,dict) or data.get("schema_version")!=2: raise
-    return {"verdicts":[]}|data|{"schema_version":2}, json.loads(file.read_text(encoding="utf-8"))["schema_version"]
-
 def _code(folder:Path, provenance:dict)->dict:
     "What is known of the code that made a run"
     try: key = json.loads((folder/"tables"/"key.json").read_text(encoding="utf-8"))
@@ -58,7 +49,8 @@ def read_run(path, # a run folder or its results.json
     "A run from disk"
     file = Path(path).expanduser()
     file = file/"results.json" if file.is_dir() else file
-    results,version = _results(file)
+    results = read_results(file)
+    version = json.loads(file.read_text(encoding="utf-8"))["schema_version"]
     model = results["model"].rstrip("/\\")
     short = model.replace("\\","/").split("/")[-1] or model
     revision = results["provenance"].get("revision")
@@ -79,15 +71,20 @@ def named(runs:list[Run])->list[Run]:
     return runs
 
 # %% ../nbs/comparison.ipynb #c014
+_ours = ("seed","model","out","device","resume","revision","known") # settings that are a model's or a machine's own
+
+def _forward(r:Run)->bool: return "ioi" in r.results # did it run the model, or read its weights alone?
+
 def _exam(r:Run)->dict: # field to value; None where a run has no such part
     "What decides which questions a run answered"
     p,d = r.results["provenance"],r.results
-    lists,weights = d.get("laundry_list",{}),d.get("weights",{})
-    out = {"schema version":r.version, "package code":r.code["code"], "notebook":r.code["notebook"],
-           "talking_heads":p.get("versions",{}).get("talking_heads"), "processing":p.get("processing"), "processing of the weights part":weights.get("processing"), "number format":p.get("dtype"),
+    lists,ran = d.get("laundry_list",{}),_forward(r)
+    out = {"schema version":r.version, "package code":r.code.get("code"), "talking_heads":p.get("versions",{}).get("talking_heads"),
+           "notebook":r.code.get("notebook") if ran else None, "processing":p.get("processing") if ran else None,
+           "processing of the weights part":d.get("weights",{}).get("processing"), "number format":p.get("dtype"),
            "IOI prompts":d.get("ioi",{}).get("n"), "list template":lists.get("template")}
     out |= {f"prompts of {k} items":v.get("n") for k,v in lists.get("by_n",{}).items()}
-    settings = {k:v for k,v in p.get("settings",{}).items() if k not in ("seed","model","out","device","resume","revision")}
+    settings = {k:v for k,v in p.get("settings",{}).items() if k not in _ours}
     return out | {f"setting {k}":v if isinstance(v,str) else json.dumps(v) for k,v in settings.items()}
 
 # %% ../nbs/comparison.ipynb #c015
@@ -109,7 +106,7 @@ def differences(runs:list[Run], # with unique names
     for f in dict.fromkeys(f for e in exams.values() for f in e):
         values = {n:e.get(f) for n,e in exams.items()}
         known = {v for v in values.values() if v is not None}
-        lost = f.startswith("setting ") and None in values.values() # a setting that one run does not know, another may have changed
+        lost = f.startswith("setting ") and any(values[r.name] is None for r in runs if _forward(r)) # what one run does not say, another may have changed
         if len(known)>1 or lost: rows += [dict(field=f,run=n,value="not recorded" if v is None else str(v)) for n,v in values.items()]
     seeds,bos = _by_model(runs,lambda r: r.results["provenance"]["seed"]),_by_model(runs,lambda r: r.results["provenance"].get("bos"))
     say = lambda f,d: [dict(field=f,run=n,value=", ".join(map(str,sorted(v)))) for n,v in d.items()]
@@ -130,7 +127,7 @@ def _same_run(a:Run, b:Run)->str|None:
 # %% ../nbs/comparison.ipynb #c022
 def _uneven(runs:list[Run], what:str, value)->list[str]:
     "A sentence where a property differs between runs"
-    values = {r.name:value(r) for r in runs}
+    values = {r.name:v for r in runs if (v:=value(r)) is not None}
     if len(set(values.values()))<2: return []
     return [f"{what} differs: "+", ".join(f"{n} {v}" for n,v in values.items())+"."]
 
@@ -139,8 +136,9 @@ def notes(runs:list[Run])->list[str]:
     out = [s for a,b in combinations(runs,2) if (s:=_same_run(a,b))]
     p = lambda k: lambda r: r.results["provenance"].get(k)
     out += _uneven(runs,"BOS",p("bos"))+_uneven(runs,"Device",p("device"))
+    out += _uneven(runs,"Where the known pairs come from",lambda r: r.results.get("weights",{}).get("board_edges"))
     packages = sorted({k for r in runs for k in p("versions")(r) or {}}-{"talking_heads"})
-    for k in packages: out += _uneven(runs,f"The version of {k}",lambda r: (p("versions")(r) or {}).get(k,"unknown"))
+    for k in packages: out += _uneven(runs,f"The version of {k}",lambda r: (p("versions")(r) or {}).get(k))
     blind = [r.name for r in runs if not any(r.code.values())]
     if blind: out.append(f"The code that made {', '.join(blind)} is known by its version only.")
     some = [s for s in _sections if any(s in r.results for r in runs)]
@@ -191,14 +189,16 @@ def _weights(d:dict)->list:
     rows = []
     for m,r in d.get("concentration",{}).items():
         rows += [_row(f"share of the loudest component, {m}",r["share"],r.get("ci"),r.get("n")),
-                 _row(f"the same, random basis, {m}",r["random"],r.get("random_ci"),r.get("n"))]
+                 _row(f"the same, isotropic writers, {m}",r["random"],r.get("random_ci"),r.get("n")),
+                 _row(f"the same, over other readers, {m}",r.get("excess"),r.get("excess_ci"),r.get("n"))]
     for m,r in d.get("board",{}).items():
         rows += [_row(f"average precision of components, {m}",r["component"],r.get("component_ci"),r.get("n_edges")),
+                 _row(f"components over whole heads, {m}",r.get("lift"),r.get("lift_ci"),r.get("n_edges")),
                  *[_row(f"average precision, {k}, {m}",r.get(k),n=r.get("n_edges")) for k in ("head","chance")]]
     return rows
 
 def _signal(d:dict)->list:
-    rows = [_row(f"variance explained by {k}",d.get(k),n=d.get("n")) for k in ("order","names","template")]
+    rows = [_row(f"variance explained by {k}",d.get(k),n=d.get("n")) for k in ("order","names","template","others")]
     rows += [_row("threshold carried to other templates",d.get("transfer"),d.get("transfer_ci")),_row("the same, labels shuffled",d.get("shuffled"))]
     for k,r in d.get("list",{}).items():
         rows += [_row(f"place decoded, N={k}",r["decoded"],r.get("ci"),r.get("n")),_row(f"place decoded elsewhere, N={k}",r.get("other"),n=r.get("n"))]
@@ -208,11 +208,13 @@ def _signal(d:dict)->list:
 def _bounds(r:dict)->tuple: return r.get("low"),r.get("high")
 
 def _crowding(d:dict)->list:
-    rows = [_row(f"accuracy, {r['order']}, N={r['n_items']}",r["mean"],_bounds(r),r["n"]) for r in d.get("order",[])]
-    return rows+[_row("spread over positions",d.get("by_position_spread")),_row("p of no effect of order",d.get("p_order"))]
+    rows = [_row(f"skill, N={r['n_items']}",r["skill"],_bounds(r),r["n"]) for r in d.get("lengths",[])]
+    rows += [_row(f"accuracy, {r['order']}, N={r['n_items']}",r["mean"],_bounds(r),r["n"]) for r in d.get("order",[])]
+    return rows+[_row(f"p of no effect of {k}",d.get(f"p_{k}")) for k in ("order","position")]
 
 def _lifting(d:dict)->list:
-    rows = [_row(f"change, scaled by {r['alpha']:g}, N={r['n_items']}",r["change"],_bounds(r),r["n"]) for r in d.get("scaling",[])]
+    other = [r for r in d.get("scaling",[]) if r.get("split")!="train"]
+    rows = [_row(f"change, scaled by {r['alpha']:g}, N={r['n_items']}",r["change"],_bounds(r),r["n"]) for r in other]
     for what,key in (("learned gains","lists"),("random gains","random")):
         for r in d.get("learned",{}).get(key,[]):
             at = f"{what}, {r['split']}, N={r['n_items']}"
@@ -423,8 +425,8 @@ def _about(c:Comparison)->str:
     rows = []
     for r in c.runs:
         p = r.results["provenance"]
-        how,bos = p.get("settings",{}).get("how","not recorded"),"with BOS" if p.get("bos") else "without BOS"
-        cells = [r.name,r.results["model"],p["sha256"][:12],p["seed"],how,f"{p.get('dtype')}, {p.get('processing')}, {bos}",r.version]
+        how,bos = p.get("settings",{}).get("how","not recorded"),{True:", with BOS",False:", without BOS"}.get(p.get("bos"),"")
+        cells = [r.name,r.results["model"],p["sha256"][:12],p["seed"],how if _forward(r) else "weights alone",f"{p['dtype']}, {p['processing']}{bos}",r.version]
         rows.append([escape(str(x)) for x in cells])
     said = "".join(f"<li>{escape(n)}</li>" for n in c.notes)
     said = f"<p>To know beside it:</p><ul>{said}</ul>" if said else ""

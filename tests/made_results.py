@@ -31,20 +31,22 @@ def steering():
 
 def weights():
     row = dict(src="7.2.0", dst="9.1", score=.21, z=11.3)
+    part = dict(n=340, share=.38, ci=[.35, .41], random=.09, random_ci=[.08, .1], excess=.12, excess_ci=[.09, .15])
+    board = dict(n_edges=6, component=.44, component_ci=[.3, .6], head=.21, lift=.23, lift_ci=[.05, .4], chance=.02, p=.004, median_component=4., median_head=11.)
     return dict(processing="folded", n_layers=12, n_heads=8, strongest=dict(Q=[row, row|dict(z=9.)], K=[row|dict(src="4.1.0", dst="5.5", z=8.1)], V=[]),
-                concentration={m: dict(n=340, share=.38, ci=[.35, .41], random=.09, random_ci=[.08, .1]) for m in "QKV"},
-                board=dict(Q=dict(n_edges=6, component=.44, component_ci=[.3, .6], head=.21, chance=.02, median_component=4., median_head=11.)), board_edges="found in this model by ablation")
+                concentration={m: dict(part) for m in "QKV"}, board=dict(Q=board), board_edges="found in this model by ablation")
 
 def signal():
-    return dict(component="7.2.0", n=192, order=.83, names=.04, template=.06, transfer=.97, transfer_ci=[.94, .99], shuffled=.5, list={"5": dict(n=90, decoded=.71, ci=[.6, .8], chance=.2, other=.3)})
+    return dict(component="7.2.0", n=192, order=.83, names=.04, template=.06, others=.01, transfer=.97, transfer_ci=[.94, .99], shuffled=.51)
 
 def crowding():
-    return dict(order=[dict(n_items=5, order=o, mean=m, low=m-.07, high=m+.07, n=70) for o, m in (("forward", .6), ("reversed", .49))], by_position_spread=.28, p_order=.013)
+    return dict(lengths=[dict(n_items=k, skill=s, low=s-.07, high=s+.07, n=137) for k, s in ((2, .972), (5, .454), (8, .139))],
+                order=[dict(n_items=5, order=o, mean=m, low=m-.07, high=m+.07, n=70) for o, m in (("forward", .6), ("reversed", .49))], p_order=.013, p_position=.002)
 
 def lifting():
     row = lambda n, a, b, s="held-out", h=.06: dict(split=s, n_items=n, before=a, after=b, change=round(b-a, 4), low=round(b-a-h, 4), high=round(b-a+h, 4), n=148)
-    return dict(scaling=[dict(alpha=a, n_items=5, change=c, low=c-.04, high=c+.04, n=88) for a, c in ((1.5, .02), (2., -.03))],
-                learned=dict(n_gains=62, layer=7, heads=4, lists=[row(5, .553, .862, "train"), row(5, .512, .834), row(8, .261, .487)], random=[row(5, .553, .571, "train"), row(5, .512, .538), row(8, .261, .247)]))
+    return dict(scaling=[dict(alpha=a, n_items=5, split=s, before=.4, change=c, low=c-.04, high=c+.04, n=88, chosen=a == 1.5) for s in ("train", "test") for a, c in ((1.5, .022), (2., -.03))],
+                learned=dict(n_gains=62, layer=7, lists=[row(5, .553, .862, "train"), row(5, .512, .834), row(8, .261, .487)], random=[row(5, .553, .571, "train"), row(5, .512, .538), row(8, .261, .247)]))
 
 limits = dict(kl=.02, loss=.005, ioi=.01, induction=.1, lists=.05, wrong=.05, lag=.5)
 
@@ -80,8 +82,19 @@ def without(r, *sections): return {k: deepcopy(v) for k, v in r.items() if k not
 
 def minimal(): return dict(schema_version=2, model="invented-minimal", provenance=provenance(sha256="cd34"*16), verdicts=[])
 def failed_audit(): return complete("invented-failed") | dict(audit=audit(failed=True))
-def no_heads(): return without(complete("invented-headless"), "removal", "steering", "signal", "forecast") | dict(heads=heads(called=False))
-def weights_only(): return without(complete("invented-weights"), "ioi", "heads", "laundry_list", "removal", "steering", "signal", "crowding", "lifting", "audit", "forecast")
+def no_heads(): return without(complete("invented-headless"), "removal", "steering", "signal", "forecast", "lifting", "audit") | dict(heads=heads(called=False))
+def weights_only():
+    "As `th_paper` leaves it where a checkpoint holds attention weights alone"
+    r = without(complete("invented-weights"), "ioi", "heads", "laundry_list", "removal", "steering", "signal", "crowding", "lifting", "audit", "forecast") | dict(untested={s: "It cannot run forward." for s in ("removal", "lifting")})
+    r["provenance"] = {k: v for k, v in r["provenance"].items() if k not in ("device", "bos")} | dict(processing="folded", settings=dict(known="gpt2"))
+    return r
+
+def quick():
+    "Nothing trained: one direction scaled, no audit"
+    r = without(complete("invented-quick"), "audit")
+    r["lifting"].pop("learned")
+    return r
+
 def version_1(): return without(complete("invented-old"), "weights", "signal", "crowding", "lifting", "audit", "forecast", "verdicts") | dict(schema_version=1)
 
-every = dict(complete=complete, minimal=minimal, failed_audit=failed_audit, no_heads=no_heads, weights_only=weights_only, version_1=version_1)
+every = dict(complete=complete, quick=quick, minimal=minimal, failed_audit=failed_audit, no_heads=no_heads, weights_only=weights_only, version_1=version_1)

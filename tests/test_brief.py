@@ -13,6 +13,7 @@ import made_results as made
 from talking_heads import brief as room
 from talking_heads.brief import *
 from talking_heads.core import *
+from talking_heads.runs import check_results
 
 pairs = [(name, lang) for name in made.every for lang in languages]
 heading = lambda key, lang: room._words[key][languages.index(lang)]
@@ -57,11 +58,12 @@ def test_numbers_follow_the_run(a, b, n):
     "What a run says anew, the page says anew"
     r = made.complete()
     r["ioi"] |= dict(accuracy=a, n=n)
+    r["laundry_list"]["by_n"]["8"] |= dict(top1=a)
     r["laundry_list"]["by_n"]["5"]["accuracy"] = b
     r["forecast"]["worst"][0]["failure"] = b
     for lang in languages:
         assert {percent(a), str(n)} <= set(re.findall(r"\d+(?:\.\d+)?%?", text(r, "does", lang)))
-        assert percent(b) in text(r, "fails", lang) and percent(b) in brief(r, lang).parts[0][2][1]
+        assert percent(b) in text(r, "fails", lang) and percent(b) in brief(r, lang).parts[0][2][1] and percent(a) == brief(r, lang).parts[0][2][3][4]
 
 def test_main_sentences():
     r = made.complete()
@@ -69,7 +71,7 @@ def test_main_sentences():
     assert "正答率は96%です（95%信頼区間93%〜98%、231文）" in text(r, "does", "ja")
     assert "at least 80% right: 3 items" in text(r, "fails") and "place 6: 91%" in text(r, "fails")
     assert "79% of pairs" in text(r, "ahead") and "71%: no clear difference" in text(r, "ahead")
-    assert "62 numbers" in text(r, "edit") and "26% to 49% right (+23 points; 95% interval +17 to +29 points, 148 prompts)" in text(r, "edit")
+    assert "62 numbers" in text(r, "edit") and "With 8 items: 26% without, 49% with it (+23 points; 95% interval +17 to +29 points, 148 prompts)" in text(r, "edit")
     assert "all 6 limits" in text(r, "cost") and "at 62%" in text(r, "cost") and "with certainty: the basic task" in text(r, "cost")
     assert "6 in all" in text(r, "sure") and "3 replicated, 1 in part, 1 not, 1 could not be tested here" in text(r, "sure")
     assert "th_edit --undo" in text(r, "undo") and "adapter" in text(r, "undo")
@@ -94,7 +96,7 @@ def test_parts_of_an_empty_run(lang):
 def test_weights_alone():
     r = made.weights_only()
     assert "unit 9.1 listens most to 7.2.0" in text(r, "inside") and "Only the weights were read" in text(r, "inside")
-    assert "not run" in brief(r).short and "No edit was tried" in brief(r).short and "English sentences" not in text(r, "sure")
+    assert "not run" in brief(r).short and "No edit was trained" in brief(r).short and "English sentences" not in text(r, "sure")
 
 def test_no_heads_called():
     said = text(made.no_heads(), "inside")
@@ -103,6 +105,20 @@ def test_no_heads_called():
 def test_version_1_is_enough():
     b = brief(made.version_1())
     assert "judged none" in text(made.version_1(), "sure") and "80% right: 3 items" in text(made.version_1(), "fails") and b.parts[0][2]
+
+def test_scaling_alone_is_no_edit():
+    r = made.quick()
+    assert "Only turning up" in text(r, "edit") and "changes the share of right answers by +2 points" in text(r, "edit")
+    assert "No edit was trained" in text(r, "cost") and "nothing to roll back" in text(r, "undo") and "No edit was trained" in brief(r).short
+    assert re.search(r"Not run: .*\bedit\b.*audit", text(r, "sure"))
+
+def test_the_reach_needs_the_lower_end():
+    r = made.without(made.complete(), "forecast")
+    r["laundry_list"]["by_n"]["3"]["ci"] = [.79, .93]
+    assert "80% right: 2 items" in text(r, "fails")
+
+def test_made_results_obey_the_schema():
+    for f in made.every.values(): check_results(f())
 
 # Advice follows from the rules
 
@@ -123,7 +139,7 @@ def test_advice_on_edits():
     assert "not certain" in brief(doubtful).short
     assert "not audited" in brief(made.without(r, "audit")).short and "should not be used yet" in text(made.without(r, "audit"), "cost")
     assert "not measured here" in brief(made.without(r, "lifting")).short
-    assert "No edit was tried" in brief(made.without(r, "lifting", "audit")).short
+    assert "No edit was trained" in brief(made.without(r, "lifting", "audit")).short
 
 def test_random_numbers_that_do_as_well_are_named():
     r = made.complete()
@@ -147,7 +163,7 @@ def test_chance_is_not_skill():
 
 def test_no_length_is_good_enough():
     r = made.without(made.complete(), "forecast")
-    for x in r["laundry_list"]["by_n"].values(): x["accuracy"] = .4
+    for x in r["laundry_list"]["by_n"].values(): x |= dict(accuracy=.4, ci=[.3, .5])
     assert "No tested length keeps at least 80%" in text(r, "fails") and "stay below 80%" in brief(r).short
     r = made.complete()
     r["forecast"]["longest"][1]["n_items"] = None
@@ -156,7 +172,7 @@ def test_no_length_is_good_enough():
 def test_a_gap_in_the_curve_ends_the_reach():
     "A longer list that does well by luck does not count beyond a shorter one that fails"
     r = made.without(made.complete(), "forecast")
-    r["laundry_list"]["by_n"]["8"]["accuracy"] = .95
+    r["laundry_list"]["by_n"]["8"] |= dict(accuracy=.95, ci=[.92, .98])
     assert "80% right: 3 items" in text(r, "fails")
 
 # Language and form
@@ -189,7 +205,7 @@ def test_page_is_offline_and_named(tmp_path, name, lang):
 def test_markdown_says_the_same(tmp_path):
     b = brief(made.complete())
     md = b.save(tmp_path/"b.md").read_text()
-    assert md == b.markdown() and all(f"## {h}\n\n{t}" in md for h, t, _ in b.parts) and "| right | 99% | 87% | 56% | 25% |" in md
+    assert md == b.markdown() and all(f"## {h}\n\n{t}" in md for h, t, _ in b.parts) and "| right item before the other items | 99% | 87% | 56% | 25% |" in md
     with pytest.raises(OutputError, match=".html or .md"): b.save(tmp_path/"b.txt")
 
 @pytest.fixture(scope="module")
@@ -208,14 +224,22 @@ def test_command(th_brief, tmp_path):
         r = th_brief(*args)
         assert r.returncode == 1 and says in r.stderr and "Traceback" not in r.stderr
 
+def crowded():
+    "More of everything than a run has: ten lengths, every rule failed, unsure and untested, no section but these"
+    r = made.without(made.failed_audit(), "heads", "removal", "steering", "signal", "crowding")
+    r["laundry_list"]["by_n"] = {str(k): deepcopy(r["laundry_list"]["by_n"]["5"]) for k in range(2, 12)}
+    rules = [v["rule"] for v in r["audit"]["verdicts"]]
+    r["audit"] |= dict(failed=rules, unsure=rules[:4], untested=rules[4:])
+    return r
+
 @pytest.mark.slow
 def test_one_sheet_of_paper(tmp_path):
     "Printed on A4, and no wider than a phone"
     from talking_heads.docs import browser
     with browser() as b:
-        for name, lang in pairs:
+        for name, lang in [*pairs, ("crowded", "en"), ("crowded", "ja")]:
             page = b.new_page(viewport=dict(width=390, height=800))
-            page.goto(brief(made.every[name](), lang).save(tmp_path/f"{name}.{lang}.html").as_uri())
-            assert not page.evaluate("document.documentElement.scrollWidth > innerWidth"), (name, lang)
+            page.goto(brief(crowded() if name == "crowded" else made.every[name](), lang).save(tmp_path/f"{name}.{lang}.html").as_uri())
+            assert name == "crowded" or not page.evaluate("document.documentElement.scrollWidth > innerWidth"), (name, lang)
             assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4", prefer_css_page_size=True))) == 1, (name, lang)
             page.close()
