@@ -111,6 +111,7 @@ def _codes(clusters, n:int)->Tensor: # (n) from 0
     if codes.max()<1: raise TaskError("All values belong to one cluster, and one cluster says nothing about others. Leave clusters out, or measure more templates.")
     return codes
 
+# %% ../nbs/05_evaluation.ipynb #c017
 def bounds(x:Tensor, # (... n) samples, floats or booleans
            how:str|None=None, # one of `interval_kinds`; None: exact for booleans, percentile for floats, t for clusters
            seed:int=0, # of a bootstrap
@@ -125,7 +126,7 @@ def bounds(x:Tensor, # (... n) samples, floats or booleans
     if x.shape[-1]<1 or (how in ("t","studentised") and x.shape[-1]<2): raise TaskError(f"{x.shape[-1]} values are too few for the {how} interval.")
     return _rate_bounds(x,*_ends(x,how,seed,clusters),clusters) if rate else _ends(x,how,seed,clusters)
 
-# %% ../nbs/05_evaluation.ipynb #c017
+# %% ../nbs/05_evaluation.ipynb #c018
 def _ends(x, how, seed, clusters):
     "The interval that was asked for"
     if clusters is not None:
@@ -141,6 +142,7 @@ def _rate_bounds(x, low, high, clusters):
     same,(a,b) = high-low<1e-9,_exact(x)
     return torch.where(same,a,low),torch.where(same,b,high)
 
+# %% ../nbs/05_evaluation.ipynb #c019
 def interval(x:Tensor, # (n) floats, or booleans for a rate
              seed:int=0, # of the bootstrap; exact intervals need none
              clusters=None, # (n) labels such as templates: the interval is then over clusters
@@ -152,7 +154,7 @@ def interval(x:Tensor, # (n) floats, or booleans for a rate
     out = dict(mean=float(x.double().mean()),low=float(low),high=float(high),n=len(x))
     return out if clusters is None else out|dict(clusters=int(_codes(clusters,len(x)).max())+1)
 
-# %% ../nbs/05_evaluation.ipynb #c020
+# %% ../nbs/05_evaluation.ipynb #c022
 def _two_by_two(a:Tensor, b:Tensor)->tuple[Tensor,Tensor]: # (... n) booleans
     "Agresti and Min's interval of mean(b)-mean(a)"
     n = a.shape[-1]+2
@@ -170,7 +172,7 @@ def _flip_p(d:Tensor, seed:int)->float: # (n) differences
         return min(1.,2*sum(math.comb(n,i) for i in range(k+1))/2**n)
     return float(sign_flip_permutation_pvalue(d,n_permutations=9999,generator=derive_generator(seed,"flips")))
 
-# %% ../nbs/05_evaluation.ipynb #c021
+# %% ../nbs/05_evaluation.ipynb #c023
 def paired_bounds(a:Tensor, # (... n) one condition
                   b:Tensor, # (... n) the other, on the same prompts
                   seed:int=0, # of the bootstrap
@@ -195,7 +197,7 @@ def paired(a:Tensor, # (n) one condition: scores, or booleans
     sums = _totals(d,_codes(clusters,len(d)))[0]
     return out|dict(p=_flip_p(sums,seed),clusters=len(sums))
 
-# %% ../nbs/05_evaluation.ipynb #c024
+# %% ../nbs/05_evaluation.ipynb #c026
 def holm(p, # (n) p values of one family, in any order
         )->list[float]: # adjusted, in the same order
     "Holm's adjusted p values: those below .05 may be called, and the chance of any false call stays below 5%"
@@ -205,7 +207,7 @@ def holm(p, # (n) p values of one family, in any order
     steps = (p[order]*torch.arange(len(p),0,-1)).clamp_max(1.)
     return steps.cummax(0).values[order.argsort()].tolist() if len(p) else []
 
-# %% ../nbs/05_evaluation.ipynb #c029
+# %% ../nbs/05_evaluation.ipynb #c031
 def _made_up(g:torch.Generator, S:int, n:int)->dict: # name to (samples (S n), truth)
     "Samples like ours from populations whose mean is known"
     u,z = torch.rand(S,n,generator=g).double(),torch.randn(S,n,generator=g).double()
@@ -220,7 +222,7 @@ def _made_up_templates(g, S:int, n:int, G:int)->dict: # kind to (samples (S n), 
     scores,rates = own[:,labels]+torch.randn(S,n,generator=g).double()+1,torch.rand(S,n,generator=g)<own[:,labels].sigmoid()
     return {"templates":(scores,1.,labels.tolist()),"templates, rate 0.5":(rates,.5,labels.tolist())}
 
-# %% ../nbs/05_evaluation.ipynb #c030
+# %% ../nbs/05_evaluation.ipynb #c032
 def _covered(low, high, truth:float)->Tensor: return (low<=truth+1e-12)&(truth<=high+1e-12)
 
 def _one_batch(g, S:int, n:int, seed:int)->list: # rows: kind, data, how, clusters, and which samples were covered
@@ -237,6 +239,7 @@ def _one_batch(g, S:int, n:int, seed:int)->list: # rows: kind, data, how, cluste
             rows += [("over templates",f"{G} {name}",f"{how} over templates",G,_covered(*bounds(x,how,seed,labels),truth)) for how in ("percentile","t")]
     return rows
 
+# %% ../nbs/05_evaluation.ipynb #c033
 def coverage_study(sizes=(60,200), # prompts per sample
                    times:int=1000, # samples per population
                    seed:int=0, # of samples and bootstraps
@@ -248,14 +251,14 @@ def coverage_study(sizes=(60,200), # prompts per sample
         rows += [dict(kind=k,data=d,how=h,clusters=c,size=size)|interval(torch.cat(hit)) for (k,d,h,c,_),hit in zip(batches[0],zip(*([r[-1] for r in b] for b in batches)))]
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_evaluation.ipynb #c036
+# %% ../nbs/05_evaluation.ipynb #c039
 def prompt_scores(r:Readout, # of any task
                  )->pd.DataFrame: # the prompts' info plus `correct`, `top1`, `logit_diff`
     "One row per prompt: is the answer ahead of the distractors, is it ahead of everything, and by how much"
     d,top = logit_diff(r),r.logits.argmax(-1)==r.prompts.answer_ids
     return r.prompts.frame().drop(columns="text").assign(correct=(d>0).numpy(), top1=top.numpy(), logit_diff=d.double().numpy())
 
-# %% ../nbs/05_evaluation.ipynb #c037
+# %% ../nbs/05_evaluation.ipynb #c040
 def summarise(df:pd.DataFrame, # one row per prompt
               value:str, # column to average; booleans are rates
               by=(), # columns that define the groups; none for one row in all
@@ -268,7 +271,7 @@ def summarise(df:pd.DataFrame, # one row per prompt
     rows = [dict(zip(by,k)) | interval(torch.tensor(g[value].to_numpy()),seed,None if clusters is None else g[clusters].tolist()) for k,g in groups]
     return pd.DataFrame(rows)
 
-# %% ../nbs/05_evaluation.ipynb #c044
+# %% ../nbs/05_evaluation.ipynb #c047
 def list_scores(df:pd.DataFrame, # `prompt_scores` of Laundry List prompts
                 by=("template","split","n_items"), # groups
                )->pd.DataFrame: # both measures stacked, with `measure` and `chance`
@@ -277,7 +280,7 @@ def list_scores(df:pd.DataFrame, # `prompt_scores` of Laundry List prompts
     out = pd.concat(parts, ignore_index=True)
     return out.assign(chance=[1/n if m=="among the items" else 0. for n,m in zip(out.n_items,out.measure)])
 
-# %% ../nbs/05_evaluation.ipynb #c047
+# %% ../nbs/05_evaluation.ipynb #c050
 def attention_rows(r:Readout, # with roles on its last axis
                    heads, # heads to show
                    seed:int=0, # of the bootstrap
