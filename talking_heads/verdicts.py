@@ -302,7 +302,7 @@ def _components(r):
 def _weights_predict(r):
     board = r["weights"]["board"]
     if not board: return untested,"No pairs of heads are known to talk in this model.",{}
-    p = dict(zip(board,_holm([v["p"] for v in board.values()])))
+    p = dict(zip(board,holm([v["p"] for v in board.values()])))
     good = {m:p[m]<limits["p"] and v["component"]>=limits["times_chance"]*v["chance"] for m,v in board.items()}
     said = _modes_said(board,good,lambda v: f"average precision {v['component']:.3f} {_ci(v['component_ci'])}, chance {v['chance']:.3f}, p {v['p']:.3f}")
     missing = [m for m in "QKV" if m not in board]
@@ -363,7 +363,7 @@ def _crowding(r):
     first,last = v["lengths"][0],v["lengths"][-1]
     if first["skill"]<limits["skill"]: return untested,f"The model cannot do the task: skill {first['skill']:.2f} with {first['n_items']} items.",dict(skill=first["skill"])
     falls = first["skill"]-last["skill"]>=limits["fall"] and first["low"]>last["high"]
-    p = _holm([v["p_order"],v["p_position"]])
+    p = holm([1. if x is None or x!=x else x for x in (v["p_order"],v["p_position"])])
     said = (f"skill {first['skill']:.2f} with {first['n_items']} items, {last['skill']:.2f} with {last['n_items']}; order p {p[0]:.3f}, place of the answer p {p[1]:.3f}")
     got = [falls,min(p)<limits["p"]]
     return (yes if all(got) else partly if any(got) else no),said,dict(first=first["skill"],last=last["skill"],p_order=p[0],p_position=p[1])
@@ -400,16 +400,7 @@ def _side_effects(r):
     if not useless>0: return no,f"the edit does not lift the task, so there is nothing to pay for; {said}",{}
     return (no if not v["passed"] else partly if v["unsure"] or v["untested"] else yes),said,{x["rule"]:x["value"] for x in v["verdicts"] if x["value"] is not None}
 
-# %% ../nbs/verdicts.ipynb #c039
-def _holm(p:list)->list: # same order
-    "Adjusted p of a family"
-    order,out,top = np.argsort(p),[0.]*len(p),0.
-    for k,i in enumerate(order):
-        top = max(top,min(1.,p[i]*(len(p)-k)))
-        out[i] = float(top)
-    return out
-
-# %% ../nbs/verdicts.ipynb #c042
+# %% ../nbs/verdicts.ipynb #c040
 def _finite(e:dict)->dict: return {k:round(float(v),6) for k,v in e.items() if v is not None and math.isfinite(v)}
 
 def judge_claims(results:dict, # content of a results.json
@@ -421,7 +412,7 @@ def judge_claims(results:dict, # content of a results.json
         out.append(Verdict(c.key,c.title,v,reason,c.rule,c.control,_finite(evidence)))
     return out
 
-# %% ../nbs/verdicts.ipynb #c043
+# %% ../nbs/verdicts.ipynb #c041
 _colour = {yes:"#009E73",partly:"#E69F00",no:"#D55E00",untested:"#777"}
 
 def verdict_table(verdicts:list, # of `Verdict`, or dicts of its fields
@@ -433,7 +424,7 @@ def verdict_table(verdicts:list, # of `Verdict`, or dicts of its fields
     body = "".join(f"<tr><td title='{esc(v['rule'],quote=True)}'>{esc(v['title'])}</td>{cell(v['verdict'])}<td>{esc(v['reason'])}</td><td>{esc(v['control'])}</td></tr>" for v in rows)
     return f"<table class='verdicts'><thead><tr><th>claim</th><th>verdict</th><th>on what evidence</th><th>beside which control</th></tr></thead><tbody>{body}</tbody></table>"
 
-# %% ../nbs/verdicts.ipynb #c047
+# %% ../nbs/verdicts.ipynb #c045
 def shuffled_heads(weights:AttentionWeights, # from `attention_weights`
                    seed:int=0, # of the places
                   )->AttentionWeights:
@@ -449,7 +440,7 @@ def shuffled_heads(weights:AttentionWeights, # from `attention_weights`
     out = weights_in_memory([replace(l,**{n:parts[n][i] for n in names}) for i,l in enumerate(w)],"shuffled heads")
     return replace(out,processing=weights.processing)
 
-# %% ../nbs/verdicts.ipynb #c052
+# %% ../nbs/verdicts.ipynb #c050
 def noise_results(seed:int=0, # of the numbers
                  )->dict: # sections as `results.json` holds them
     "A run in which every effect is as small as its control's"
