@@ -1,6 +1,9 @@
 "Verdict rules: yes to what was planted, never yes to noise, shuffled heads or random weights"
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,7 @@ from talking_heads.core import *
 from talking_heads.data import *
 from talking_heads.composition import compose
 from talking_heads.detection import *
+from talking_heads.runs import read_results
 from talking_heads.svd import *
 from talking_heads.verdicts import *
 from talking_heads.verdicts import _dealt, _isotropic_shares, _place, _shares
@@ -153,3 +157,23 @@ def test_class_edges():
 def test_verdict_table_escapes():
     v = judge_claims({})[0]
     assert "&lt;b&gt;" in verdict_table([v.__class__(v.claim, "<b>", v.verdict, v.reason, v.rule, v.control, {})])
+
+@pytest.mark.slow
+def test_toy_with_shuffled_heads(tmp_path):
+    "The whole rerun on a trained model whose heads write in each other's places: nothing replicates"
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from talking_heads.checkpoints import find_checkpoint
+    path = find_checkpoint("toy").path
+    model = AutoModelForCausalLM.from_pretrained(path)
+    blocks = model.transformer.h
+    with torch.no_grad():
+        H, (n, d) = model.config.n_head, blocks[0].attn.c_proj.weight.shape
+        W = torch.cat([b.attn.c_proj.weight.view(H, n//H, d) for b in blocks])
+        W = W[torch.randperm(len(W), generator=torch.Generator().manual_seed(0))].view(len(blocks), n, d)
+        for b, w in zip(blocks, W): b.attn.c_proj.weight.copy_(w)
+    model.save_pretrained(tmp_path/"shuffled")
+    AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path/"shuffled")
+    args = ["--model", str(tmp_path/"shuffled"), "--out", str(tmp_path/"run"), "-p", "how", "quick", "-p", "list_lengths", "[3,5,8]", "-p", "n_prompts", "60"]
+    r = subprocess.run([str(Path(sys.executable).parent/"th_paper"), *args], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert yes not in {v["verdict"] for v in read_results(tmp_path/"run")["verdicts"]}
