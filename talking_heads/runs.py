@@ -121,6 +121,7 @@ def record(self:RunFolder, name:str, # file name without ending
     self._log(name, time.perf_counter()-start)
     return json.loads(path.read_text(encoding="utf-8"))
 
+# %% ../nbs/runs.ipynb #c016
 @patch
 def kept(self:RunFolder, name:str, # folder name, below `edits`
          f, # makes an object with `save(folder)`; called only if it is not stored
@@ -136,7 +137,7 @@ def kept(self:RunFolder, name:str, # folder name, below `edits`
     self._log(name, time.perf_counter()-start)
     return x
 
-# %% ../nbs/runs.ipynb #c016
+# %% ../nbs/runs.ipynb #c017
 @patch
 def _log(self:RunFolder, name:str, seconds:float):
     "Remember how long a step took, for a run that is finished in several sittings"
@@ -150,7 +151,7 @@ def seconds(self:RunFolder)->float:
     path = self.path/"tables"/"seconds.json"
     return round(sum(json.loads(path.read_text()).values()),1) if path.is_file() else 0.
 
-# %% ../nbs/runs.ipynb #c017
+# %% ../nbs/runs.ipynb #c018
 @patch
 def chart(self:RunFolder, chart, # an Altair chart
           name:str, # file name without ending
@@ -160,7 +161,7 @@ def chart(self:RunFolder, chart, # an Altair chart
     save_chart(chart, self.path/"charts", name, data)
     return chart
 
-# %% ../nbs/runs.ipynb #c021
+# %% ../nbs/runs.ipynb #c022
 _number,_ci = {"type":"number"},{"type":"array","items":{"type":"number"},"minItems":2,"maxItems":2}
 def _object(**fields): return {"type":"object","properties":fields,"required":list(fields)}
 _head = _object(head={"type":"string","pattern":r"^\d+\.\d+$"}, score=_number, ci=_ci)
@@ -168,7 +169,7 @@ _classes = ("mover","negative_mover","inhibition","duplicate_token","induction",
 _order = _object(n={"type":"integer"}, accuracy=_number, accuracy_ci=_ci, logit_diff=_number, logit_diff_ci=_ci)
 _length = _object(n={"type":"integer"}, accuracy=_number, ci=_ci, top1=_number, top1_ci=_ci, by_position={"type":"object","additionalProperties":_number})
 
-# %% ../nbs/runs.ipynb #c022
+# %% ../nbs/runs.ipynb #c023
 _text,_whole,_strings = {"type":"string"},{"type":"integer"},{"type":"array","items":{"type":"string"}}
 def _rows(**fields): return {"type":"array","items":_object(**fields)}
 def _by(x): return {"type":"object","additionalProperties":x}
@@ -181,7 +182,7 @@ _steer = _object(n=_whole, components=_strings, named=_number, ci=_ci, top1=_num
 _first = dict(ioi=_object(**_order["properties"], by_order=_by(_order)), heads=_object(**{c:{"type":"array","items":_head} for c in _classes}),
     laundry_list=_object(template=_text, by_n=_by(_length)), removal=_removal, steering=_by(_steer))
 
-# %% ../nbs/runs.ipynb #c024
+# %% ../nbs/runs.ipynb #c025
 _spread = dict(change=_number, low=_number, high=_number, n=_whole)
 _gained = _rows(split=_text, n_items=_whole, before=_number, after=_number, **_spread)
 _weights = _object(processing=_text, n_layers=_whole, n_heads=_whole, board_edges={"type":["string","null"]}, strongest=_by(_rows(src=_text,dst=_text,score=_number,z=_number)),
@@ -192,7 +193,7 @@ _crowding = _object(lengths=_rows(n_items=_whole, skill=_number, low=_number, hi
 _lifting = {"type":"object","properties":dict(scaling=_rows(alpha=_number, n_items=_whole, split=_text, chosen={"type":"boolean"}, **_spread),
     learned=_object(n_gains=_whole, layer=_whole, lists=_gained, random=_gained))}
 
-# %% ../nbs/runs.ipynb #c025
+# %% ../nbs/runs.ipynb #c026
 _audit = _object(passed={"type":"boolean"}, failed=_strings, unsure=_strings, untested=_strings, budget={"type":"object"}, verdicts=_rows(rule=_text, verdict=_text))
 _forecast = _object(n=_whole, auroc=_number, ci=_ci, confidence=_number, confidence_ci=_ci)
 _verdict = _rows(claim=_text, title=_text, verdict={"enum":["replicates","partly","does not replicate","cannot be tested here"]}, reason=_text, rule=_text, control=_text, evidence=_by(_number))
@@ -207,7 +208,7 @@ def _schema(version:int, required:dict, optional:dict)->dict:
 schemas = {1:_schema(1,_head_of|{k:_first[k] for k in ("ioi","heads","laundry_list")},_first), 2:_schema(2,_head_of|dict(verdicts=_verdict),_first|_second)}
 schema = schemas[2]
 
-# %% ../nbs/runs.ipynb #c026
+# %% ../nbs/runs.ipynb #c027
 def check_results(results:dict, # content of a results.json
                  )->dict: # the same
     "`results`, or `OutputError` that names the first field that breaks the schema"
@@ -218,7 +219,7 @@ def check_results(results:dict, # content of a results.json
     if errors: raise OutputError(f"results.json breaks its schema at {'.'.join(map(str,errors[0].path)) or 'the top'}: {errors[0].message[:200]}")
     return results
 
-# %% ../nbs/runs.ipynb #c027
+# %% ../nbs/runs.ipynb #c028
 def read_results(path, # results.json or its folder
                 )->dict: # in the form of the newest version
     "A validated results.json; an older one comes with `verdicts` empty"
@@ -231,12 +232,12 @@ def read_results(path, # results.json or its folder
     data = check_results(data)
     return data if data["schema_version"]==2 else data|dict(schema_version=2,verdicts=[])
 
-# %% ../nbs/runs.ipynb #c029
+# %% ../nbs/runs.ipynb #c030
 def _mean_ci(row, name:str)->dict:
     "`{name: mean, name_ci: [low, high]}` of one summary row"
     return {name:round(float(row["mean"]),6), f"{name}_ci":[round(float(row["low"]),6),round(float(row["high"]),6)]}
 
-# %% ../nbs/runs.ipynb #c030
+# %% ../nbs/runs.ipynb #c031
 def ioi_results(accuracy:pd.DataFrame, # rows of `summarise` with the groups in `order`, `"all"` among them
                 logit_diff:pd.DataFrame, # the same for the logit difference
                )->dict:
@@ -245,7 +246,7 @@ def ioi_results(accuracy:pd.DataFrame, # rows of `summarise` with the groups in 
             zip(accuracy.to_dict("records"),logit_diff.to_dict("records"))}
     return rows.pop("all")|{"by_order":rows}
 
-# %% ../nbs/runs.ipynb #c031
+# %% ../nbs/runs.ipynb #c032
 def head_results(heads:pd.DataFrame, # from `find_heads`
                 )->dict:
     "The `heads` section: called heads of each class, strongest first"
@@ -255,7 +256,7 @@ def head_results(heads:pd.DataFrame, # from `find_heads`
         return [dict(head=h, score=round(s,6), ci=[round(a,6),round(b,6)]) for h,s,a,b in zip(d.name,d.score,d.low,d.high)]
     return {c:rows(c) for c in _classes}
 
-# %% ../nbs/runs.ipynb #c032
+# %% ../nbs/runs.ipynb #c033
 def list_results(template:str, # the template of the section
                  scores:pd.DataFrame, # from `list_scores`, this template only
                  positions:pd.DataFrame, # accuracy among the items by n_items and position
@@ -269,7 +270,7 @@ def list_results(template:str, # the template of the section
             "top1_ci":[round(t["low"],6),round(t["high"],6)], "by_position":{str(p):round(m,6) for p,m in zip(spots.position,spots["mean"])}}
     return {"template":template,"by_n":by_n}
 
-# %% ../nbs/runs.ipynb #c033
+# %% ../nbs/runs.ipynb #c034
 def removal_results(falls:pd.DataFrame, # one row per component of the head
                     whole:pd.DataFrame, # one row per edit of the weights: edit mean low high logit_diff accuracy
                    )->dict:

@@ -54,6 +54,7 @@ def _place(x:Tensor)->Tensor: # (src_layer src_head dst_layer dst_head) 1 for th
     out[causal] = ranks
     return out
 
+# %% ../nbs/verdicts.ipynb #c008
 def dealt_p(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
             edges:list, # known pairs
             n:int=999, # times the labels are dealt
@@ -67,7 +68,7 @@ def dealt_p(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
     own = ap(edges)
     return (1+sum(ap(_dealt(edges,x.shape[1],g))>=own-1e-9 for _ in range(n)))/(1+n)
 
-# %% ../nbs/verdicts.ipynb #c008
+# %% ../nbs/verdicts.ipynb #c009
 def board_evidence(c:Composition, # of one mode
                    edges:list, # known pairs of that mode
                    seed:int=0, # of resampling and dealing
@@ -83,7 +84,7 @@ def board_evidence(c:Composition, # of one mode
     return dict(n_edges=len(edges),component=ap[0],component_ci=q(one),head=ap[1],lift=ap[0]-ap[1],lift_ci=q(lift),chance=len(edges)/(H*H*L*(L-1)/2),
                 p=dealt_p(a,edges,seed=seed),median_component=ranks[0],median_head=ranks[1])
 
-# %% ../nbs/verdicts.ipynb #c010
+# %% ../nbs/verdicts.ipynb #c011
 def _shares(s2:Tensor, # (component reader) squared scores
             S:Tensor, # (component) singular values
            )->Tensor: # (reader)
@@ -99,7 +100,7 @@ def _isotropic_shares(spectrum:Tensor, S:Tensor, d_model:int, rng, n:int=200)->T
     s2 = (v2*spectrum.double()).sum(-1)/(v2.sum(-1)+rest)
     return _shares(s2.T,S.double())
 
-# %% ../nbs/verdicts.ipynb #c011
+# %% ../nbs/verdicts.ipynb #c012
 def concentration(c:Composition, # of one mode
                   edges:list, # known pairs of that mode
                   d_model:int,
@@ -117,7 +118,7 @@ def concentration(c:Composition, # of one mode
     return dict(n=len(edges),share=share["mean"],ci=[share["low"],share["high"]],random=random["mean"],random_ci=[random["low"],random["high"]],
                 excess=excess["mean"],excess_ci=[excess["low"],excess["high"]])
 
-# %% ../nbs/verdicts.ipynb #c012
+# %% ../nbs/verdicts.ipynb #c013
 def weights_evidence(weights:AttentionWeights, # from `attention_weights`
                      edges:dict, # mode to known pairs, perhaps none
                      source:str|None=None, # where the edges come from
@@ -135,7 +136,7 @@ def weights_evidence(weights:AttentionWeights, # from `attention_weights`
         strongest={m:listed(c) for m,c in cs.items()},
         concentration={m:concentration(cs[m],e,w.d_model,seed) for m,e in edges.items()},board={m:board_evidence(cs[m],e,seed) for m,e in edges.items()})
 
-# %% ../nbs/verdicts.ipynb #c014
+# %% ../nbs/verdicts.ipynb #c015
 def carried_over(x:Tensor, # (n) a coordinate
                  order:list, # (n) one of two labels
                  group:list, # (n) template of each prompt
@@ -149,7 +150,7 @@ def carried_over(x:Tensor, # (n) a coordinate
         ok[test] = ((x[test]>(low+high)/2)==(high>low))==y[test]
     return ok
 
-# %% ../nbs/verdicts.ipynb #c015
+# %% ../nbs/verdicts.ipynb #c016
 def signal_evidence(z:Tensor, # (batch d_head) values of the head at END
                     model, # from `load_model`
                     prompts:Prompts, # IOI, both orders
@@ -168,7 +169,7 @@ def signal_evidence(z:Tensor, # (batch d_head) values of the head at END
     return dict(component=which,n=len(f),order=said["order"][i],names=max(said["names"][i],said["repeated"][i]),template=said["template"][i],
                 others=float(np.median(np.delete(said["order"],i))),transfer=moved["mean"],transfer_ci=[moved["low"],moved["high"]],shuffled=dealt["mean"])
 
-# %% ../nbs/verdicts.ipynb #c017
+# %% ../nbs/verdicts.ipynb #c018
 def skill(accuracy:float, # among the items
           n_items:int)->float: # 0 for chance, 1 for perfect
     "Accuracy with chance removed"
@@ -188,7 +189,7 @@ def spread_p(df:pd.DataFrame, # one row per prompt: `correct`, `n_items` and the
     seen = sum(spread(*p) for p in parts)
     return (1+sum(sum(spread(v,rng.permutation(k)) for v,k in parts)>=seen-1e-12 for _ in range(n)))/(1+n)
 
-# %% ../nbs/verdicts.ipynb #c018
+# %% ../nbs/verdicts.ipynb #c019
 def crowding_evidence(df:pd.DataFrame, # `prompt_scores` of one template, several lengths
                       seed:int=0, # of dealing and bootstrap
                      )->dict: # the `crowding` section of results.json
@@ -199,7 +200,7 @@ def crowding_evidence(df:pd.DataFrame, # `prompt_scores` of one template, severa
     return dict(lengths=lengths,order=[dict(n_items=int(r.n_items),order=r.order,mean=float(r["mean"]),low=float(r.low),high=float(r.high),n=int(r.n)) for _,r in orders.iterrows()],
                 p_order=spread_p(df,"order",seed=seed),p_position=spread_p(df,"position",seed=seed))
 
-# %% ../nbs/verdicts.ipynb #c020
+# %% ../nbs/verdicts.ipynb #c021
 def scaling_evidence(model, # from `load_model`
                      head, v:Tensor, # the component's head and direction (d_model)
                      lists:dict, # n_items to (training prompts, other prompts)
@@ -217,7 +218,7 @@ def scaling_evidence(model, # from `load_model`
                 rows.append(dict(alpha=a,n_items=n,split=split,before=float(r[:,alphas.index(1.)].double().mean()),change=i["mean"],low=i["low"],high=i["high"],n=i["n"],chosen=j==best))
     return rows
 
-# %% ../nbs/verdicts.ipynb #c022
+# %% ../nbs/verdicts.ipynb #c023
 limits = dict(least_edges=2, # known pairs for a mode to be tested
     times_random=1.25, # a known pair's loudest share, over that of isotropic writers
     times_chance=3., # average precision, over chance
@@ -234,7 +235,7 @@ limits = dict(least_edges=2, # known pairs for a mode to be tested
 
 yes,partly,no,untested = "replicates","partly","does not replicate","cannot be tested here"
 
-# %% ../nbs/verdicts.ipynb #c023
+# %% ../nbs/verdicts.ipynb #c024
 @dataclass(frozen=True)
 class Verdict:
     "What came of one claim"
@@ -246,7 +247,7 @@ class Verdict:
     control:str # what stood beside the effect
     evidence:dict # name to number
 
-# %% ../nbs/verdicts.ipynb #c024
+# %% ../nbs/verdicts.ipynb #c025
 @dataclass(frozen=True)
 class Claim:
     "A claim of the paper and how it is judged"
@@ -267,7 +268,7 @@ def claim(key:str, title:str, section:str, rule:str, control:str):
 
 def _ci(x)->str: return f"[{x[0]:.2f}, {x[1]:.2f}]"
 
-# %% ../nbs/verdicts.ipynb #c026
+# %% ../nbs/verdicts.ipynb #c027
 def _modes_said(part:dict, good:dict, say)->str:
     "One clause per mode"
     return "; ".join(f"{m}: {say(v)}{'' if good[m] else ' (falls short)'}" for m,v in part.items())
@@ -282,7 +283,7 @@ def _low_rank(r):
     said = _modes_said(part,good,lambda v: f"share {v['share']:.2f} {_ci(v['ci'])}, isotropic {v['random']:.2f}, over other readers {v['excess']:+.2f} {_ci(v['excess_ci'])}, {v['n']} pairs")
     return (yes if all(good.values()) else partly if any(good.values()) else no),said,{f"share {m}":v["share"] for m,v in part.items()}
 
-# %% ../nbs/verdicts.ipynb #c027
+# %% ../nbs/verdicts.ipynb #c028
 @claim("components","Components find talking heads better than whole heads","weights",
        "Average precision of the loudest component exceeds that of the whole head in every mode with known pairs, by an interval above 0 in at least one, and is at least "
        f"{limits['times_chance']:g} times chance there: replicates. In one mode by an interval above 0, in another not ahead: partly.", "the whole-head score on the same pairs; chance")
@@ -294,21 +295,21 @@ def _components(r):
     ahead = all(v["lift"]>0 for v in board.values())
     return (yes if ahead and any(sure.values()) else partly if any(sure.values()) else no),said,{f"AP {m}":v["component"] for m,v in board.items()}
 
-# %% ../nbs/verdicts.ipynb #c028
+# %% ../nbs/verdicts.ipynb #c029
 @claim("weights_predict","Weights alone predict which heads talk, in queries, keys and values","weights",
        f"Average precision of the known pairs beats labels dealt out again (p below {limits['p']:g} after Holm's correction) and is at least {limits['times_chance']:g} times chance. "
        "In Q, K and V: replicates; in some: partly.", "known writers dealt out again for each reader")
 def _weights_predict(r):
     board = r["weights"]["board"]
     if not board: return untested,"No pairs of heads are known to talk in this model.",{}
-    p = dict(zip(board,_holm([v["p"] for v in board.values()])))
+    p = dict(zip(board,holm([v["p"] for v in board.values()])))
     good = {m:p[m]<limits["p"] and v["component"]>=limits["times_chance"]*v["chance"] for m,v in board.items()}
     said = _modes_said(board,good,lambda v: f"average precision {v['component']:.3f} {_ci(v['component_ci'])}, chance {v['chance']:.3f}, p {v['p']:.3f}")
     missing = [m for m in "QKV" if m not in board]
     if missing: said += f"; no known pairs in {', '.join(missing)}"
     return (yes if all(good.values()) and not missing else partly if any(good.values()) else no),said,{f"AP {m}":v["component"] for m,v in board.items()}
 
-# %% ../nbs/verdicts.ipynb #c030
+# %% ../nbs/verdicts.ipynb #c031
 _no_channel = "No inhibition head with later movers was found, so there is no message to test."
 
 @claim("removal","Removing one component breaks inhibition","removal",
@@ -328,7 +329,7 @@ def _removal(r):
             f"in the weights {lost[own]:.0%}, random components {max((lost[k] for k in rest),default=0):.0%} at most")
     return (yes if at_end and in_weights else partly if at_end or in_weights else no),said,dict(at_end=v["relative"],next=v["largest_other"],in_weights=lost[own])
 
-# %% ../nbs/verdicts.ipynb #c031
+# %% ../nbs/verdicts.ipynb #c032
 @claim("signal","The signal is positional and does not depend on content","signal",
        f"The order of the names explains at least {limits['order']:.0%} of the coordinate's variance and neither name more than {limits['names']:.0%}; a threshold from other templates "
        f"sorts at least {limits['transfer']:.0%} of a new one (interval above .5). Order first, but less clean: partly.", "shuffled orders; the head's other components")
@@ -341,7 +342,7 @@ def _signal(r):
             f"sorted in new templates {v['transfer']:.2f} {_ci(v['transfer_ci'])}, shuffled {v['shuffled']:.2f} (n={v['n']})")
     return (yes if clean and v["transfer_ci"][0]>.5 else partly if some else no),said,dict(order=v["order"],names=v["names"],transfer=v["transfer"])
 
-# %% ../nbs/verdicts.ipynb #c032
+# %% ../nbs/verdicts.ipynb #c033
 @claim("index","A few dimensions index the items of a list","steering",
        f"With three components every target is named more often than with three random ones (intervals apart) and at least {limits['steering']:g} above chance, at each length tried. "
        "At some lengths: partly.", "three random components of the same head, fitted in the same way; chance")
@@ -352,7 +353,7 @@ def _index(r):
     said = "; ".join(f"N={n}: {s['named']:.2f} {_ci(s['ci'])}, random {s['random']:.2f}, chance {1/int(n):.2f} (n={s['n']})" for n,s in v.items())
     return (yes if all(good.values()) else partly if any(good.values()) else no),said,{f"named N={n}":s["named"] for n,s in v.items()}
 
-# %% ../nbs/verdicts.ipynb #c034
+# %% ../nbs/verdicts.ipynb #c035
 @claim("crowding","Long lists crowd the subspace, and order matters","crowding",
        f"Skill is at least {limits['skill']:g} at the shortest length and at least {limits['fall']:g} lower at the longest, intervals apart; and accuracy differs between orders of mention "
        f"or places of the answer (p below {limits['p']:g} after Holm's correction). One of the two: partly.", "chance at each length; orders and places dealt out again")
@@ -362,12 +363,12 @@ def _crowding(r):
     first,last = v["lengths"][0],v["lengths"][-1]
     if first["skill"]<limits["skill"]: return untested,f"The model cannot do the task: skill {first['skill']:.2f} with {first['n_items']} items.",dict(skill=first["skill"])
     falls = first["skill"]-last["skill"]>=limits["fall"] and first["low"]>last["high"]
-    p = _holm([v["p_order"],v["p_position"]])
+    p = holm([1. if x is None or x!=x else x for x in (v["p_order"],v["p_position"])])
     said = (f"skill {first['skill']:.2f} with {first['n_items']} items, {last['skill']:.2f} with {last['n_items']}; order p {p[0]:.3f}, place of the answer p {p[1]:.3f}")
     got = [falls,min(p)<limits["p"]]
     return (yes if all(got) else partly if any(got) else no),said,dict(first=first["skill"],last=last["skill"],p_order=p[0],p_position=p[1])
 
-# %% ../nbs/verdicts.ipynb #c035
+# %% ../nbs/verdicts.ipynb #c036
 def _lifts(rows:list, split:str)->dict: # mean change, mean of the lower ends
     own = [x for x in rows if x["split"]==split]
     return {k:float(np.mean([x[k] for x in own])) for k in ("change","low","high")} if own else dict(change=math.nan,low=math.nan,high=math.nan)
@@ -387,7 +388,7 @@ def _lift(r):
     said += "scaling "+", ".join(f"N={x['n_items']} times {x['alpha']:g}: {x['change']:+.3f} [{x['low']:+.3f}, {x['high']:+.3f}]" for x in picked)
     return (yes if all(got) else partly if any(got) else no),said,dict(learned=own["change"],random=rest["change"])
 
-# %% ../nbs/verdicts.ipynb #c036
+# %% ../nbs/verdicts.ipynb #c037
 @claim("side_effects","The edit leaves other abilities alone","audit",
        "The audit passes with every rule tested and sure: replicates. Passes, but some rule is unsure or untested: partly. A rule fails, or the edit does not lift: does not replicate.",
        "the unedited model on the same text and prompts")
@@ -399,16 +400,7 @@ def _side_effects(r):
     if not useless>0: return no,f"the edit does not lift the task, so there is nothing to pay for; {said}",{}
     return (no if not v["passed"] else partly if v["unsure"] or v["untested"] else yes),said,{x["rule"]:x["value"] for x in v["verdicts"] if x["value"] is not None}
 
-# %% ../nbs/verdicts.ipynb #c038
-def _holm(p:list)->list: # same order
-    "Adjusted p of a family"
-    order,out,top = np.argsort(p),[0.]*len(p),0.
-    for k,i in enumerate(order):
-        top = max(top,min(1.,p[i]*(len(p)-k)))
-        out[i] = float(top)
-    return out
-
-# %% ../nbs/verdicts.ipynb #c041
+# %% ../nbs/verdicts.ipynb #c040
 def _finite(e:dict)->dict: return {k:round(float(v),6) for k,v in e.items() if v is not None and math.isfinite(v)}
 
 def judge_claims(results:dict, # content of a results.json
@@ -420,7 +412,7 @@ def judge_claims(results:dict, # content of a results.json
         out.append(Verdict(c.key,c.title,v,reason,c.rule,c.control,_finite(evidence)))
     return out
 
-# %% ../nbs/verdicts.ipynb #c042
+# %% ../nbs/verdicts.ipynb #c041
 _colour = {yes:"#009E73",partly:"#E69F00",no:"#D55E00",untested:"#777"}
 
 def verdict_table(verdicts:list, # of `Verdict`, or dicts of its fields
@@ -432,7 +424,7 @@ def verdict_table(verdicts:list, # of `Verdict`, or dicts of its fields
     body = "".join(f"<tr><td title='{esc(v['rule'],quote=True)}'>{esc(v['title'])}</td>{cell(v['verdict'])}<td>{esc(v['reason'])}</td><td>{esc(v['control'])}</td></tr>" for v in rows)
     return f"<table class='verdicts'><thead><tr><th>claim</th><th>verdict</th><th>on what evidence</th><th>beside which control</th></tr></thead><tbody>{body}</tbody></table>"
 
-# %% ../nbs/verdicts.ipynb #c046
+# %% ../nbs/verdicts.ipynb #c045
 def shuffled_heads(weights:AttentionWeights, # from `attention_weights`
                    seed:int=0, # of the places
                   )->AttentionWeights:
@@ -448,7 +440,7 @@ def shuffled_heads(weights:AttentionWeights, # from `attention_weights`
     out = weights_in_memory([replace(l,**{n:parts[n][i] for n in names}) for i,l in enumerate(w)],"shuffled heads")
     return replace(out,processing=weights.processing)
 
-# %% ../nbs/verdicts.ipynb #c051
+# %% ../nbs/verdicts.ipynb #c050
 def noise_results(seed:int=0, # of the numbers
                  )->dict: # sections as `results.json` holds them
     "A run in which every effect is as small as its control's"
