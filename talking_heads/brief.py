@@ -97,7 +97,7 @@ def _table(v:_Voice, r:dict)->list: # rows of text, the first one the head; empt
     by = r.get("laundry_list",{}).get("by_n",{})
     if not by: return []
     rows = [[v("items"),*by],[v("right"),*(percent(x["accuracy"]) for x in by.values())],
-            [v("range_",level=percent(_level)),*(f"{percent(x['ci'][0])}–{percent(x['ci'][1])}" for x in by.values())],
+            [v("range_",level=percent(_level)),*(f"{percent(x['ci'][0])[:-1]}–{percent(x['ci'][1])}" for x in by.values())],
             [v("outright"),*(percent(x["top1"]) for x in by.values())]]
     after = {str(x["n_items"]):percent(x["after"]) for x in _held_out(r)}
     return rows+[[v("edited"),*(after.get(k,"") for k in by)]] if set(after)&set(by) else rows
@@ -118,7 +118,8 @@ _keep = (.8,.9) # levels that are read off the curve where the run has no foreca
 # %% ../nbs/brief.ipynb #c022
 def _reach(r:dict)->list[dict]: # accuracy, n_items
     "The longest list that keeps each accuracy by the lower end of its interval; nothing where none does"
-    if r.get("forecast",{}).get("longest"): return sorted(r["forecast"]["longest"],key=lambda x: x["accuracy"])
+    told = [x for x in r.get("forecast",{}).get("longest",[]) if x["accuracy"]>=min(_keep)] # half right is nobody's wish
+    if told: return sorted(told,key=lambda x: x["accuracy"])
     by,out = {int(k):x["ci"][0] for k,x in r.get("laundry_list",{}).get("by_n",{}).items()},[]
     for level in _keep if by else ():
         kept = [n for n in sorted(by) if all(by[m]>=level for m in by if m<=n)]
@@ -206,7 +207,8 @@ _words |= dict(
     more=("As many numbers chosen at random reach {after}, clearly less.", "無作為に選んだ同数の数値では{after}で、明らかに及びません。"),
     as_much=("As many numbers chosen at random reach {after}: the choice of numbers is not what helps.",
              "無作為に選んだ同数の数値でも{after}で、どの数値を選ぶかの効果とは言えません。"),
-    scaled=("Only turning up the direction named above was tried: in lists of {n_items} items that changes the share of right answers by {change} points ({ci}, {n} prompts).",
+    scaled=("Only turning up the direction named above was tried: in lists of {n_items} items "
+            "that changes the share of right answers by {change} points ({ci}, {n} prompts).",
             "試したのは上記の方向の増幅だけです。品目{n_items}個で、正しい品目が最上位になる割合は{change}ポイント変わります（{ci}、{n}問）。"),
     edit_not=("No edit was trained.", "編集は学習していません。"),
     lift_not=("What the edit gains was not measured in this run.", "編集の効果はこの実行では測っていません。"))

@@ -60,7 +60,7 @@ def read_run(path, # a run folder or its results.json
 def named(runs:list[Run])->list[Run]:
     "Runs with names that tell them apart"
     seeds = [r.results["provenance"]["seed"] for r in runs]
-    if len(set(seeds))>1: runs = [replace(r,name=f"{r.name}, seed {s}") for r,s in zip(runs,seeds)]
+    if len(set(seeds))>1: runs = [replace(r,name=f"{r.name} seed {s}") for r,s in zip(runs,seeds)]
     seen = Counter(r.name for r in runs)
     folder = lambda r: Path(r.path).name if Path(r.path).name!="results.json" else Path(r.path).parent.name
     runs = [replace(r,name=f"{r.name} ({folder(r)})") if seen[r.name]>1 else r for r in runs]
@@ -318,7 +318,8 @@ def intervals_by_run(df:pd.DataFrame, # rows of one section from `runs_frame`
         d = d[d.measure.isin(sorted(order,key=spread,reverse=True)[:most])]
         subtitle += f"{'; ' if subtitle else ''}the {most} of {len(order)} measures that differ most"
     share = d.groupby("measure")[["low","high"]].transform(lambda c: c.between(0,1).all()).all(axis=1)
-    panels = [_run_panel(p.reset_index(drop=True),runs,t) for p,t in ((d[share],"value, on a scale from 0 to 1"),(d[~share],"value, in the measure's own unit")) if len(p)]
+    parts = (d[share],"value, on a scale from 0 to 1"),(d[~share],"value, in the measure's own unit")
+    panels = [_run_panel(part.reset_index(drop=True),runs,axis) for part,axis in parts if len(part)]
     chart = alt.vconcat(*panels).resolve_scale(x="independent")
     return _finish(chart,title,subtitle,_runs_said(d))
 
@@ -398,7 +399,8 @@ def compare_runs(paths, # run folders, results.json files or `Run` objects, at l
     return Comparison(runs,runs_frame(runs),d,notes(runs),verdicts_frame(runs))
 
 # %% ../nbs/comparison.ipynb #c056
-_style = """<style>.mark{border:2px solid var(--bad);border-radius:6px;padding:.2em 1em;margin:1em 0}.differs td,.differs th{background:var(--soft);font-weight:600}
+_style = """<style>.mark{border:2px solid var(--bad);border-radius:6px;padding:.2em 1em;margin:1em 0}
+.differs td,.differs th{background:var(--soft);font-weight:600}
 main table td,main table th{text-align:left;vertical-align:top}.number{white-space:nowrap}.small{color:var(--quiet);font-size:.88em}</style>"""
 
 def _table(head:list, rows:list, loud=())->str: # cells are HTML; `loud` names rows that stand out
@@ -426,7 +428,8 @@ def _about(c:Comparison)->str:
     for r in c.runs:
         p = r.results["provenance"]
         how,bos = p.get("settings",{}).get("how","not recorded"),{True:", with BOS",False:", without BOS"}.get(p.get("bos"),"")
-        cells = [r.name,r.results["model"],p["sha256"][:12],p["seed"],how if _forward(r) else "weights alone",f"{p['dtype']}, {p['processing']}{bos}",r.version]
+        how = how if _forward(r) else "weights alone"
+        cells = [r.name,r.results["model"],p["sha256"][:12],p["seed"],how,f"{p['dtype']}, {p['processing']}{bos}",r.version]
         rows.append([escape(str(x)) for x in cells])
     said = "".join(f"<li>{escape(n)}</li>" for n in c.notes)
     said = f"<p>To know beside it:</p><ul>{said}</ul>" if said else ""

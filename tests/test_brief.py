@@ -120,6 +120,11 @@ def test_the_reach_needs_the_lower_end():
 def test_made_results_obey_the_schema():
     for f in made.every.values(): check_results(f())
 
+def test_levels_that_nobody_asks_for_are_left_out():
+    r = made.complete()
+    r["forecast"]["longest"] = [dict(accuracy=.5, n_items=5), *r["forecast"]["longest"]]
+    assert "50%" not in text(r, "fails") and "at 80% or better" in brief(r).short
+
 # Advice follows from the rules
 
 def test_a_failed_audit_is_a_refusal():
