@@ -50,7 +50,8 @@ def read_run(path, # a run folder or its results.json
     file = Path(path).expanduser()
     file = file/"results.json" if file.is_dir() else file
     results = read_results(file)
-    version = json.loads(file.read_text(encoding="utf-8"))["schema_version"]
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    version = raw.get("results",raw).get("schema_version") # a stored run of the site wraps its results
     model = results["model"].rstrip("/\\")
     short = model.replace("\\","/").split("/")[-1] or model
     revision = results["provenance"].get("revision")

@@ -77,7 +77,7 @@ def _same(self:RunFolder, old:dict):
 @patch
 def _clear(self:RunFolder, ours:bool):
     "Remove what an earlier run left; refuse a folder where files of these names are somebody else's"
-    folders,files = ("tables","charts","edits"),("results.json","paper.html","scan.parquet","scan.json","scan.html")
+    folders,files = ("tables","charts","edits"),("results.json","paper.html","brief.en.html","brief.ja.html","scan.parquet","scan.json","scan.html")
     theirs = [f for f in files if (self.path/f).exists()]+[d for d in folders if (self.path/d).is_dir() and any((self.path/d).iterdir())]
     if theirs and not ours: raise OutputError(f"{self.path} has a {theirs[0]} that no run of this package made. Choose another folder.")
     for d in folders: shutil.rmtree(self.path/d, ignore_errors=True)
@@ -229,6 +229,7 @@ def read_results(path, # results.json or its folder
     except FileNotFoundError: raise OutputError(f"There is no {path}. Run th_paper first, or point to its folder.") from None
     except ValueError as e: raise OutputError(f"{path} is not valid JSON ({e}).") from e
     if not isinstance(data,dict): raise OutputError(f"{path} holds no results of th_paper.")
+    if "schema_version" not in data and isinstance(data.get("results"),dict): data = data["results"] # a stored run of the site
     data = check_results(data)
     return data if data["schema_version"]==2 else data|dict(schema_version=2,verdicts=[])
 
