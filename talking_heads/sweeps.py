@@ -8,7 +8,7 @@ __all__ = ['grace', 'Run', 'SweepError', 'expand', 'ready_sweeps', 'read_spec', 
            'side_by_side', 'by_run', 'save_table', 'metric_chart', 'sweep']
 
 # %% ../nbs/sweeps.ipynb #c003
-import difflib, hashlib, json, os, re, shutil, signal, socket, subprocess, sys, threading, time, tomllib, uuid
+import difflib, hashlib, json, os, re, shlex, shutil, signal, socket, subprocess, sys, threading, time, tomllib, uuid
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -56,7 +56,8 @@ class SweepError(TalkingHeadsError):
 
 _texts,_ints = ({"type":"array","items":{"type":t},"minItems":1,"uniqueItems":True} for t in ("string","integer"))
 _one = dict(dtype={"enum":["float32","bfloat16","float16"]}, device={"type":"string"}, revisions=_texts, seeds=_ints, parameters={"type":"object"})
-_model = {"type":"object","properties":dict(name={"type":"string","minLength":1},revision={"type":"string"},**_one),"required":["name"],"additionalProperties":False}
+_model = {"type":"object","properties":dict(name={"type":"string","minLength":1},revision={"type":"string"},**_one),
+    "required":["name"],"additionalProperties":False}
 _file = {"type":"object","properties":dict(title={"type":"string"},models={"type":"array","items":_model,"minItems":1},
     vary={"type":"object","additionalProperties":{"type":"array","minItems":1}},**_one),"required":["models"],"additionalProperties":False}
 _taken = "model seed out resume device dtype revision notebook_sha256".split() # parameters that the sweep itself sets
@@ -78,7 +79,8 @@ def _check_spec(spec:dict, source:str):
         raise SweepError(f"{source}, {'.'.join(map(str,e.path)) or 'top level'}: {_unknown_field(e) or e.message[:200]}")
     for where in [spec,*spec["models"]]:
         for name in {**where.get("parameters",{}),**where.get("vary",{})}:
-            if name in _taken: raise SweepError(f"{source}: {name!r} is no parameter to set here; models have a name, a revision, a device and a dtype of their own, seeds a list.")
+            if name in _taken: raise SweepError(f"{source}: {name!r} is no parameter to set here. Models have fields for their "
+                "revision, device and dtype; seeds are a list of their own.")
     for m in spec["models"]:
         if "revision" in m and "revisions" in m: raise SweepError(f"{source}, {m['name']}: give revision or revisions, not both.")
 
@@ -178,6 +180,7 @@ def state(task:dict, # from `plan`
     status = record.get("status")
     if not record: return "new",""
     if status in ("failed","killed"): return "failed",record.get("reason","")
+    if status=="running": return "unfinished",f"at work on {record.get('host')}, or cut off there"
     if status!="finished": return "unfinished","stopped before its end"
     if not _same(task,record): return "old","made by other code"
     if not _intact(folder,record): return "broken","results.json is not the file that this run wrote"
@@ -209,7 +212,8 @@ def _program(name:str)->str:
     "Path of a command: the one beside this Python, else the one on the PATH"
     beside = Path(sys.executable).parent/name
     found = sys.executable if name=="python" else name if os.sep in name else str(beside) if beside.is_file() else shutil.which(name)
-    if not found: raise SweepError(f"There is no command {name!r} on {socket.gethostname()}. Install talking_heads in the environment of this Python: {sys.executable}")
+    if not found: raise SweepError(f"There is no command {name!r} on {socket.gethostname()}. "
+        f"Install talking_heads in the environment of this Python: {sys.executable}")
     return found
 
 def _follow_lifeline(gone:threading.Event):
@@ -245,10 +249,11 @@ def _command(task:dict, extra:list, gone:threading.Event)->tuple[int,str]: # exi
     log = Path(task["folder"])/"log.txt"
     args = [_program(task["command"][0]),*task["command"][1:],*extra]
     with open(log,"ab") as f:
-        f.write(f"\n  $ {' '.join(args)}\n".encode())
+        f.write(f"\n  $ {shlex.join(args)}\n".encode())
         f.flush()
         start = f.tell()
-        p = subprocess.Popen(args,stdin=subprocess.DEVNULL,stdout=f,stderr=f,env={**task["env"],**os.environ})
+        # in the run's own folder: a folder that happens to be called gpt2 where a worker was started is not the model
+        p = subprocess.Popen(args,stdin=subprocess.DEVNULL,stdout=f,stderr=f,env={**task["env"],**os.environ},cwd=task["folder"])
         return _until_done(p,gone),_words(log,start)
 
 # %% ../nbs/sweeps.ipynb #c034
@@ -308,7 +313,7 @@ def _keeper(task:dict):
     with open(Path(task["folder"])/"log.txt","ab") as log:
         p = subprocess.Popen([sys.executable,"-c",code,json.dumps(task)],stdin=subprocess.PIPE,stdout=log,stderr=log,start_new_session=True)
     try:
-        while p.poll() is None and _told(task["out"])=="go": time.sleep(.1)
+        while p.poll() is None and _told(task["out"])!="stop": time.sleep(.2) # a file that cannot be read for a moment stops nothing
     finally:
         p.stdin.close()
         p.wait()
@@ -322,7 +327,9 @@ def _unfit(task:dict)->str|None:
     if not _told(task["out"]): return f"{task['out']} cannot be seen on {where}. The folder of a sweep must lie where all workers can read and write."
     if "package" not in task["code"]: return None
     from talking_heads.runs import code_hash
-    if code_hash()!=task["code"]["package"]: return f"{where} has other code of talking_heads than this machine. Install the same version on all workers."
+    if code_hash()!=task["code"]["package"]:
+        return f"{where} has other code of talking_heads than the machine that started the sweep. Install the same version on all workers."
+    return None
 
 def run_task(task:dict, # from `plan`
             )->dict: # status and reason
@@ -332,11 +339,11 @@ def run_task(task:dict, # from `plan`
     except OSError as e: return dict(status="failed",reason=str(unwritable(task["folder"],e)))
     record = {}
     for _ in range(1+task["retries"]):
-        if _told(task["out"])!="go": return dict(status="stopped",reason="")
+        if _told(task["out"])=="stop": return dict(status="stopped",reason="")
         _keeper(task)
         record = read_record(task["folder"])
         if record.get("status") in ("finished","failed"): return record
-    if _told(task["out"])!="go": return dict(status="stopped",reason="")
+    if _told(task["out"])=="stop": return dict(status="stopped",reason="")
     return dict(status="failed",reason=record.get("reason") or f"its keeper was killed or cannot start; see {task['folder']}/log.txt")
 
 # %% ../nbs/sweeps.ipynb #c040
@@ -382,19 +389,20 @@ def connect(address:str, # tcp://host:8786, or the path of a scheduler file
            ): # a `distributed.Client`
     "A client of a cluster that exists, or `SweepError` within seconds"
     try: from distributed import Client
-    except ImportError: raise SweepError("A Dask cluster needs the package distributed. Install it: pip install 'talking_heads[dask]'") from None
+    except ImportError: raise SweepError("A Dask cluster needs the package distributed. Install it: pip install distributed") from None
     where = dict(scheduler_file=address) if address.endswith(".json") else dict(address=address)
     if "scheduler_file" in where and not Path(address).is_file(): raise SweepError(f"There is no scheduler file {address}.")
     try: return Client(**where,timeout=seconds,set_as_default=False)
     except (OSError,TimeoutError,ValueError,TypeError,KeyError) as e:
-        raise SweepError(f"The Dask scheduler at {address} cannot be reached ({type(e).__name__}). Check that it runs (`dask scheduler`), its address "
-                         "and port as it prints them, and firewalls between. No run was started.") from e
+        raise SweepError(f"The Dask scheduler at {address} cannot be reached ({type(e).__name__}). Check that it runs (`dask scheduler`), "
+            "its address and port as it prints them, and firewalls between. No run was started.") from e
 
 # %% ../nbs/sweeps.ipynb #c044
 def _check_workers(client, out:Path, say):
     "`SweepError` if the workers that are there now cannot see the sweep's folder; a word if there are none"
     try: seen = client.run(_told,str(out))
-    except Exception as e: raise SweepError(f"The workers cannot run this package ({type(e).__name__}: {e}). Install talking_heads in their environment.") from e
+    except Exception as e:
+        raise SweepError(f"The workers cannot run this package ({type(e).__name__}: {e}). Install talking_heads in their environment.") from e
     blind = [w for w,word in seen.items() if word!="go"]
     if blind: raise SweepError(f"{len(blind)} of {len(seen)} workers do not see {out} (first {blind[0]}). "
         "Choose an --out on a file system that all workers share. No run was started.")
@@ -404,22 +412,23 @@ def _outcome(future)->dict:
     "What became of a task, whatever happened to the workers that had it"
     try: return future.result()
     except Exception as e:
-        why = "the workers that had it died one after the other, perhaps for lack of memory" if type(e).__name__=="KilledWorker" else f"the cluster lost it ({type(e).__name__}: {e})"
-        return dict(status="failed",reason=why)
+        kind = type(e).__name__
+        died = "the workers that had it died one after the other, perhaps for lack of memory"
+        return dict(status="failed",reason=died if kind=="KilledWorker" else f"the cluster lost it ({kind}: {e})")
 
 # %% ../nbs/sweeps.ipynb #c045
 def _on_cluster(tasks:list[dict], out:Path, address:str, say):
     "Yield task and outcome as the runs end on the cluster's workers"
-    client = connect(address)
+    client,futures = connect(address),{}
     from distributed import as_completed, wait
     try:
         _check_workers(client,out,say)
         batch = uuid.uuid4().hex[:8] # a scheduler remembers keys; the same run may be submitted again tomorrow
         futures = {client.submit(run_task,t,key=f"{t['name']}-{batch}",pure=False):t for t in tasks}
-        for f in as_completed(list(futures)): yield futures[f],_outcome(f)
+        for f in as_completed(list(futures),loop=client.loop): yield futures[f],_outcome(f)
     finally:
         _tell(out,"stop")
-        with suppress(Exception): wait(list(futures),timeout=grace+10) # running ones end by themselves
+        with suppress(Exception), client.as_current(): wait(list(futures),timeout=grace+10) # running ones end by themselves
         with suppress(Exception): client.close(timeout=5)
 
 # %% ../nbs/sweeps.ipynb #c047
@@ -438,7 +447,8 @@ def _rows(x:dict, path:tuple=())->list[dict]:
     rows,last,n = [],{},x.get("n")
     def row(k,**kw):
         metric,group = (path[-1],(*path[1:-1],k)) if k.isdigit() and path else (k,path[1:])
-        rows.append(dict(section=path[0] if path else k,metric=metric,group=" ".join(group),value=None,low=None,high=None,n=n if _number(n) else None,text="")|kw)
+        empty = dict(value=None,low=None,high=None,n=n if _number(n) else None,text="")
+        rows.append(dict(section=path[0] if path else k,metric=metric,group=" ".join(group))|empty|kw)
         return rows[-1]
     for k,v in x.items():
         if k in ("low","high") and _number(v) and last: last[k] = v
@@ -516,7 +526,8 @@ def save_table(table, # from `collect`
     with atomic_path(made[1]) as tmp: table.to_csv(tmp,index=False)
     runs,wide = by_run(table),side_by_side(table)
     runs = runs.assign(reason=runs.reason.map(escape),name=[_linked(n,out) for n in runs.name])
-    text = f"<h1>{escape(title)}</h1><p>{(runs.status=='finished').sum()} of {len(runs)} runs are finished. Every number is in sweep.csv and sweep.parquet.</p>"
+    done = (runs.status=="finished").sum()
+    text = f"<h1>{escape(title)}</h1><p>{done} of {len(runs)} runs are finished. Every number is in sweep.csv and sweep.parquet.</p>"
     text += "<h2>Runs</h2>"+runs.to_html(index=False,escape=False,na_rep="",border=0)
     if len(wide): text += "<h2>Side by side</h2><p>Values with 95% intervals.</p>"+wide.to_html(border=0)
     return [*made,page(text,out/"sweep.html",title)]
@@ -534,14 +545,16 @@ def metric_chart(table, # from `collect`
     from talking_heads.charts import ChartError, theme
     d = table[(table.section==section)&(table.metric==metric)&(table.group==group)]
     if not len(d): raise ChartError(f"No finished run has {section}, {metric}{', '+group if group else ''}.")
-    d = d.assign(model=[" ".join(x for x in (Path(m).name,r) if x) for m,r in zip(d.model,d.revision)])["name model seed value low high n".split()].round(4)
+    d = d.assign(model=[" ".join(x for x in (Path(m).name,r) if x) for m,r in zip(d.model,d.revision)])
+    d = d["name model seed value low high n".split()].round(4)
     base = alt.Chart(alt.InlineData(values=json.loads(d.to_json(orient="records"))),width="container",height=alt.Step(22)).encode(
         y=alt.Y("name:N",title=None,sort=None), color=alt.Color("model:N",title="model"),
         tooltip=[alt.Tooltip(field=c,type="nominal") for c in d])
     x = lambda c: alt.X(f"{c}:Q",title=f"{section}: {metric}"+(f", {group}" if group else ""),scale=alt.Scale(zero=False))
     chart = alt.layer(base.mark_rule(strokeWidth=2).encode(x=x("low"),x2="high:Q"),base.mark_point().encode(x=x("value")))
     said = ", ".join(f"{n} {v:.3g}" for n,v in zip(d.name[:8],d.value))
-    return chart.properties(title=alt.TitleParams(text=title,subtitle=subtitle),description=f"{metric} of {len(d)} runs: {said}.",config=theme()["config"])
+    head = alt.TitleParams(text=title,subtitle=subtitle)
+    return chart.properties(title=head,description=f"{metric} of {len(d)} runs: {said}.",config=theme()["config"])
 
 # %% ../nbs/sweeps.ipynb #c058
 def sweep(tasks:list[dict], # from `plan`
@@ -560,7 +573,8 @@ def sweep(tasks:list[dict], # from `plan`
             with stoppable(), closing(_on_cluster(todo,out,scheduler,say) if scheduler else _here(todo,out,jobs)) as ends:
                 for i,(t,o) in enumerate(ends if todo else ()):
                     outcomes[t["name"]] = o
-                    say(f"[{i+1}/{len(todo)}] {t['name']}: {o['status']}"+(f" in {o['seconds']:.0f} s" if o["status"]=="finished" else f". {o['reason']}"))
+                    how = f" in {o['seconds']:.0f} s" if o["status"]=="finished" else f". {o['reason']}"
+                    say(f"[{i+1}/{len(todo)}] {t['name']}: {o['status']}{how}")
         finally:
             table = collect(tasks,read,outcomes)
             save_table(table,out,title)
