@@ -268,6 +268,7 @@ def _ending(code:int, words:str, folder:Path, gone:bool)->dict:
     if code in (130,143) or "DeadKernelError" in words: return dict(status="killed",reason=words)
     return dict(status="failed",reason=words)
 
+# %% ../nbs/sweeps.ipynb #c035
 def _attempt(task:dict, gone:threading.Event)->dict:
     "Run the command, resuming what is the same, and write the record before and after"
     folder,old = Path(task["folder"]),read_record(task["folder"])
@@ -285,7 +286,7 @@ def _attempt(task:dict, gone:threading.Event)->dict:
     write_json(record,folder/"sweep.json")
     return record
 
-# %% ../nbs/sweeps.ipynb #c035
+# %% ../nbs/sweeps.ipynb #c036
 def keep(argv=None):
     "The keeper: one attempt at the task in its argument, unless the folder turns out to be finished; ends with its lifeline"
     task,gone = json.loads((argv or sys.argv)[1]),threading.Event()
@@ -297,7 +298,7 @@ def keep(argv=None):
             if not (record.get("status")=="finished" and _same(task,record) and _intact(task["folder"],record)): _attempt(task,gone)
             return
 
-# %% ../nbs/sweeps.ipynb #c037
+# %% ../nbs/sweeps.ipynb #c038
 def _tell(out, word:str):
     "Write `go` or `stop` for all workers of a sweep"
     with atomic_path(Path(out)/".sweep") as tmp: tmp.write_text(word)
@@ -320,7 +321,7 @@ def _keeper(task:dict):
         if p.returncode!=0: # a keeper that was killed left its command behind
             with suppress(ProcessLookupError): os.killpg(p.pid,signal.SIGKILL)
 
-# %% ../nbs/sweeps.ipynb #c038
+# %% ../nbs/sweeps.ipynb #c039
 def _unfit(task:dict)->str|None:
     "Why this machine cannot do the task"
     where = f"{socket.gethostname()}, process {os.getpid()}"
@@ -346,7 +347,7 @@ def run_task(task:dict, # from `plan`
     if _told(task["out"])=="stop": return dict(status="stopped",reason="")
     return dict(status="failed",reason=record.get("reason") or f"its keeper was killed or cannot start; see {task['folder']}/log.txt")
 
-# %% ../nbs/sweeps.ipynb #c040
+# %% ../nbs/sweeps.ipynb #c041
 def _here(tasks:list[dict], out:Path, jobs:int):
     "Yield task and outcome as the runs end, `jobs` at a time"
     pool = ThreadPoolExecutor(jobs)
@@ -357,7 +358,7 @@ def _here(tasks:list[dict], out:Path, jobs:int):
         _tell(out,"stop")
         pool.shutdown(wait=True,cancel_futures=True)
 
-# %% ../nbs/sweeps.ipynb #c041
+# %% ../nbs/sweeps.ipynb #c042
 @contextmanager
 def stoppable():
     "SIGTERM counts as Ctrl-C inside the block, where signals can be caught"
@@ -383,7 +384,7 @@ def _claimed(out:Path):
         with suppress(TalkingHeadsError): _tell(out,"stop")
         lock.release()
 
-# %% ../nbs/sweeps.ipynb #c043
+# %% ../nbs/sweeps.ipynb #c044
 def connect(address:str, # tcp://host:8786, or the path of a scheduler file
             seconds:float=6., # how long to try
            ): # a `distributed.Client`
@@ -397,7 +398,7 @@ def connect(address:str, # tcp://host:8786, or the path of a scheduler file
         raise SweepError(f"The Dask scheduler at {address} cannot be reached ({type(e).__name__}). Check that it runs (`dask scheduler`), "
             "its address and port as it prints them, and firewalls between. No run was started.") from e
 
-# %% ../nbs/sweeps.ipynb #c044
+# %% ../nbs/sweeps.ipynb #c045
 def _check_workers(client, out:Path, say):
     "`SweepError` if the workers that are there now cannot see the sweep's folder; a word if there are none"
     try: seen = client.run(_told,str(out))
@@ -416,7 +417,7 @@ def _outcome(future)->dict:
         died = "the workers that had it died one after the other, perhaps for lack of memory"
         return dict(status="failed",reason=died if kind=="KilledWorker" else f"the cluster lost it ({kind}: {e})")
 
-# %% ../nbs/sweeps.ipynb #c045
+# %% ../nbs/sweeps.ipynb #c046
 def _on_cluster(tasks:list[dict], out:Path, address:str, say):
     "Yield task and outcome as the runs end on the cluster's workers"
     client,futures = connect(address),{}
@@ -431,7 +432,7 @@ def _on_cluster(tasks:list[dict], out:Path, address:str, say):
         with suppress(Exception), client.as_current(): wait(list(futures),timeout=grace+10) # running ones end by themselves
         with suppress(Exception): client.close(timeout=5)
 
-# %% ../nbs/sweeps.ipynb #c047
+# %% ../nbs/sweeps.ipynb #c048
 _number = lambda v: isinstance(v,(int,float)) and not isinstance(v,bool)
 _pair = lambda v: isinstance(v,list) and len(v)==2 and all(map(_number,v))
 _not_data = {"title","rule","control","n"} # words around a verdict; n goes beside each value
@@ -441,27 +442,33 @@ def _label(e:dict)->list[str]:
     if "verdict" in e: return [k for k in ("claim","rule") if k in e][:1]
     return [k for k,v in e.items() if isinstance(v,str) or k in ("n_items","alpha","position")]
 
-# %% ../nbs/sweeps.ipynb #c048
+# %% ../nbs/sweeps.ipynb #c049
+def _blank(k:str, path:tuple, n)->dict:
+    "A row without a value; a field named by a number, as `3` under `by_position`, is a group of the field above it"
+    metric,group = (path[-1],(*path[1:-1],k)) if k.isdigit() and path else (k,path[1:])
+    return dict(section=path[0] if path else k,metric=metric,group=" ".join(group),value=None,low=None,high=None,n=n if _number(n) else None,text="")
+
+def _bounds(k:str, v)->dict:
+    "What a field adds to the row of the number it belongs to"
+    if k in ("low","high") and _number(v): return {k:v}
+    return dict(zip(("low","high"),v)) if (k=="ci" or k.endswith("_ci")) and _pair(v) else {}
+
+# %% ../nbs/sweeps.ipynb #c050
 def _rows(x:dict, path:tuple=())->list[dict]:
     "The numbers and words of a nested result, one row each"
-    rows,last,n = [],{},x.get("n")
-    def row(k,**kw):
-        metric,group = (path[-1],(*path[1:-1],k)) if k.isdigit() and path else (k,path[1:])
-        empty = dict(value=None,low=None,high=None,n=n if _number(n) else None,text="")
-        rows.append(dict(section=path[0] if path else k,metric=metric,group=" ".join(group))|empty|kw)
-        return rows[-1]
+    rows,own,last = [],{},None # own: the rows of this level, by field; last: the newest with a number
     for k,v in x.items():
-        if k in ("low","high") and _number(v) and last: last[k] = v
-        elif (k=="ci" or k.endswith("_ci")) and _pair(v):
-            owner = last if k=="ci" else next((r for r in rows if r["metric"]==k[:-3] and r["group"]==" ".join(path[1:])),last)
-            owner["low"],owner["high"] = v
+        owner = own.get(k[:-3],last) if k.endswith("_ci") else last
+        if owner and (more:=_bounds(k,v)): owner.update(more)
         elif k in _not_data: pass
-        elif _number(v) or isinstance(v,bool): last = row(k,value=float(v))
-        elif isinstance(v,str): row(k,text=v)
         elif isinstance(v,dict): rows += _rows(v,(*path,k))
         elif isinstance(v,list) and v and all(isinstance(e,dict) for e in v):
             for e in v: rows += _rows({a:b for a,b in e.items() if a not in _label(e)},(*path,k,*(str(e[a]) for a in _label(e))))
-        elif isinstance(v,list): row(k,text=" ".join(map(str,v)))
+        else:
+            own[k] = row = _blank(k,path,x.get("n"))
+            if isinstance(v,(int,float)): last = row; row["value"] = float(v)
+            elif v is not None: row["text"] = v if isinstance(v,str) else " ".join(map(str,v))
+            rows.append(row)
     return rows
 
 def flatten(results:dict, # content of a results.json
@@ -471,7 +478,7 @@ def flatten(results:dict, # content of a results.json
     parts = {k:v for k,v in results.items() if k not in ("schema_version","model","provenance")}
     return _rows(parts|({"provenance":{"seconds":seconds}} if seconds is not None else {}))
 
-# %% ../nbs/sweeps.ipynb #c051
+# %% ../nbs/sweeps.ipynb #c053
 def collect(tasks:list[dict], # from `plan`
             read=read_json, # results of a folder, validated
             outcomes:dict={}, # name to what `run_task` said, where it knows more than the folder
@@ -491,7 +498,7 @@ def collect(tasks:list[dict], # from `plan`
     columns = [*about,"section","metric","group","value","low","high","n","text"]
     return pd.DataFrame(rows,columns=columns).astype(dict.fromkeys(("value","low","high","n","run_seconds"),"float64"))
 
-# %% ../nbs/sweeps.ipynb #c053
+# %% ../nbs/sweeps.ipynb #c055
 def _cell(r)->str:
     "A value with its interval"
     if r["value"]!=r["value"]: return r["text"]
@@ -510,7 +517,7 @@ def by_run(table, # from `collect`
     "One row per run: what became of it"
     return table.drop_duplicates("name")[["name","status","reason","attempts","run_seconds"]].reset_index(drop=True)
 
-# %% ../nbs/sweeps.ipynb #c054
+# %% ../nbs/sweeps.ipynb #c056
 def _linked(name:str, out:Path)->str:
     "A run's name, with a link to its page if it has one"
     return f'<a href="{name}/paper.html">{escape(name)}</a>' if (out/name/"paper.html").is_file() else escape(name)
@@ -532,7 +539,7 @@ def save_table(table, # from `collect`
     if len(wide): text += "<h2>Side by side</h2><p>Values with 95% intervals.</p>"+wide.to_html(border=0)
     return [*made,page(text,out/"sweep.html",title)]
 
-# %% ../nbs/sweeps.ipynb #c056
+# %% ../nbs/sweeps.ipynb #c058
 def metric_chart(table, # from `collect`
                  section:str, # e.g. ioi
                  metric:str, # e.g. accuracy
@@ -556,7 +563,7 @@ def metric_chart(table, # from `collect`
     head = alt.TitleParams(text=title,subtitle=subtitle)
     return chart.properties(title=head,description=f"{metric} of {len(d)} runs: {said}.",config=theme()["config"])
 
-# %% ../nbs/sweeps.ipynb #c058
+# %% ../nbs/sweeps.ipynb #c060
 def sweep(tasks:list[dict], # from `plan`
           jobs:int=1, # runs at a time on this machine
           scheduler:str|None=None, # address of a Dask scheduler, to run there instead
