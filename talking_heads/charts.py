@@ -595,20 +595,21 @@ def head_explorer(heads:pd.DataFrame, # one row per head: `layer head name cls c
     "A map of heads, and for the one that is clicked its components, its readers and its attention"
     heads = _checked(heads, "layer head name cls component reader score z", "head_explorer")
     components,readers = (_checked(d, "name component reader score z", "head_explorer") for d in (components,readers))
-    best = heads.loc[heads.z.idxmax()]
+    known = heads[heads.cls.fillna("")!=""]
+    best = (known if len(known) else heads).nlargest(1,"z").iloc[0]
     pick = alt.selection_point(name="chosen", fields=["name"], value=[{"name":best["name"]}], empty=False, toggle=False)
     size = int(heads.layer.max())+1, int(heads["head"].max())+1
     mine = _explorer_bars(components,pick,"component","What it writes: its loudest components","name component reader score z rank")
     heard = _explorer_bars(readers,pick,"reader","Who hears it","name reader component score z")
     chart = alt.vconcat(_explorer_map(heads,pick,size), alt.hconcat(mine,heard,spacing=40), _explorer_looks(tokens,pick), spacing=14)
-    said = "; ".join(f"{r['name']} ({r.cls}), {r.component} heard by {r.reader}, z {r.z:.1f}" for _,r in heads[heads.cls!=""].nlargest(5,"z").iterrows())
+    said = "; ".join(f"{r['name']} ({r.cls}), {r.component} heard by {r.reader}, z {r.z:.1f}" for _,r in known.nlargest(5,"z").iterrows())
     return _finish(chart.resolve_scale(color="independent"), title, subtitle, f"Map of {len(heads)} heads. Loudest of the known ones: {said or 'none known'}. First shown: {best['name']}.")
 
 # %% ../nbs/charts.ipynb #c109
-def _chooser(name, label, options, radio=False):
+def _chooser(name, label, options, radio=False, first=0):
     "A parameter with a control below the chart"
     bind = (alt.binding_radio if radio else alt.binding_select)(options=options, name=label)
-    return alt.param(name=name, value=options[0], bind=bind)
+    return alt.param(name=name, value=options[first], bind=bind)
 
 def _both_edits(df):
     "Points, intervals and the mean over places, without and with an edit"
@@ -631,7 +632,7 @@ def list_explorer(df:pd.DataFrame, # rows of `n_items template split position me
     lists = [("items_shown","items ",sorted(map(int,df.n_items.unique()))), ("wording_shown","wording ",list(dict.fromkeys(df.template))), ("measure_shown","accuracy ",list(dict.fromkeys(df.measure)))]
     keep = "datum.n_items==items_shown && datum.template==wording_shown && datum.measure==measure_shown"
     chart = alt.layer(*_both_edits(df), data=_inline_csv(df["n_items template split position measure edit mean low high n chance".split()]), width="container", height=260)
-    chart = chart.transform_filter(keep).add_params(*[_chooser(*c) for c in lists], _chooser("edit_shown","edit ",["both","off","on"],True))
+    chart = chart.transform_filter(keep).add_params(*[_chooser(*c,first=len(c[2])//2 if i==0 else 0) for i,c in enumerate(lists)], _chooser("edit_shown","edit ",["both","off","on"],True))
     chart.encoding = alt.Undefined
     by = df[df.measure==df.measure.iloc[0]].groupby(["n_items","edit"])["mean"].mean()
     said = "; ".join(f"N={n} edit {e} {100*m:.0f}%" for (n,e),m in by.items())
@@ -767,6 +768,11 @@ _js_draw = """
 
 # %% ../nbs/charts.ipynb #c127
 _js_watch = """
+  const near = host => new Promise(ok => {
+    const eye = new IntersectionObserver(found => { if (found.some(e => e.isIntersecting)) { eye.disconnect(); ok() } })
+    eye.observe(host)
+  })
+  const turn = () => (window.talkingHeadsTurn || Promise.resolve()).then(() => new Promise(ok => (window.requestIdleCallback || setTimeout)(ok)))
   const watch = host => {
     let seen = "", busy = Promise.resolve()
     const look = () => {
@@ -775,9 +781,14 @@ _js_watch = """
       seen = now
       busy = busy.then(() => draw(host)).catch(() => fail(host))
     }
-    new ResizeObserver(look).observe(host)
-    for (const e of [document.body, document.documentElement]) new MutationObserver(look).observe(e, {attributes: true})
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
+    const begin = () => {
+      look()
+      new ResizeObserver(look).observe(host)
+      for (const e of [document.body, document.documentElement]) new MutationObserver(look).observe(e, {attributes: true})
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
+      return busy
+    }
+    window.talkingHeadsTurn = Promise.race([near(host), turn()]).then(begin)
   }"""
 
 # %% ../nbs/charts.ipynb #c129
