@@ -704,7 +704,7 @@ _js_beside = """
     const fit = panels && Math.floor((room + 30) / (Math.min(200, breadth(panels[0])) + 30))
     const row = panels ? Math.max(1, Math.min(fit, plan.most, s.hconcat?.length || s.columns || 99)) : 1
     if (s.hconcat && row < panels.length) { s.vconcat = s.hconcat; delete s.hconcat }
-    if (s.facet?.column && !s.facet.row && plan.most < 99) s.facet = s.facet.column
+    if (s.facet?.column && !s.facet.row && room < 600) s.facet = s.facet.column
     if (s.concat || s.facet?.field) s.columns = row
     if (s.facet?.field && row == 1) s.resolve = {...s.resolve, axis: {x: "independent"}} // a shared axis loses its title here
     plan.row = Math.max(plan.row, row)
@@ -722,6 +722,7 @@ _js_fit = _js_wrap+_js_beside+"""
     if (s.title?.subtitle) s.title.subtitle = wrap(s.title.subtitle, wide - 10, "12px")
     s.config = s.config || {}
     s.config.legend = {...s.config.legend, labelLimit: wide - 110}
+    if (s.width == "container" && s.height?.step) s.width = wide - 50 // Vega-Lite fits a chart to its room only where its height is a number
     beside(s, wide, plan)
     if (wide < 600) Object.assign(s.config.legend, {titleOrient: "top", columns: Math.floor(wide / 120)})
     if (wide < 600) s.config.legend.layout = {top: {direction: "vertical", anchor: "start", margin: 4}}

@@ -698,25 +698,31 @@ def _visit(page, address:str)->dict:
     return page.evaluate(_cost)|dict(ready=ready,drawn=page.evaluate(clock))
 
 # %% ../nbs/docs.ipynb #c088
+def _costs(site, pages, repeats, other="channels.html")->list:
+    "The rows of `page_costs`"
+    rows = []
+    with browser() as b, served(site) as at:
+        for p in pages:
+            visits = []
+            for _ in range(repeats):
+                with b.new_context(viewport=dict(width=1280,height=900)) as context:
+                    page = context.new_page()
+                    visits.append(_visit(page,f"{at}/{p}"))
+                    if visits[-1]["vega_loads"] and p!=other and (site/other).is_file(): visits[-1]["vega_again"] = _visit(page,f"{at}/{other}")["vega_bytes"]
+            rows.append(dict(page=p)|sorted(visits,key=lambda v: v["ready"])[len(visits)//2])
+    return rows
+
+# %% ../nbs/docs.ipynb #c089
 def page_costs(site:Path, # a built site
                pages=None, # names such as `charts.html`; None for all
                repeats:int=3, # visits of each page, each in a fresh browser; the median counts
               )->list[dict]: # per page: bytes read; seconds until the window is ready and until all charts are drawn; loads of Vega, and the bytes another page asks of it
     "Weight of pages, and time until they can be used, measured in a browser"
-    rows,other = [],"channels.html"
-    with browser() as b, served(site) as at:
-        for p in pages or sorted(q.relative_to(site).as_posix() for q in site.rglob("*.html")):
-            visits = []
-            for _ in range(repeats):
-                context = b.new_context(viewport=dict(width=1280,height=900))
-                page = context.new_page()
-                visits.append(_visit(page,f"{at}/{p}"))
-                if visits[-1]["vega_loads"] and p!=other and (site/other).is_file(): visits[-1]["vega_again"] = _visit(page,f"{at}/{other}")["vega_bytes"]
-                context.close()
-            rows.append(dict(page=p)|sorted(visits,key=lambda v: v["ready"])[len(visits)//2])
-    return rows
+    from concurrent.futures import ThreadPoolExecutor
+    pages = pages or sorted(q.relative_to(site).as_posix() for q in Path(site).rglob("*.html"))
+    with ThreadPoolExecutor(1) as own: return own.submit(_costs,Path(site),pages,repeats).result() # Playwright refuses a thread with an event loop, as a notebook's is
 
-# %% ../nbs/docs.ipynb #c090
+# %% ../nbs/docs.ipynb #c091
 @call_parse
 @friendly
 def th_docs(out:Param("folder of the site; by default doc_path of settings.ini, _docs",str)=None,
