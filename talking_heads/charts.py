@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ink', 'hues', 'head_classes', 'font', 'roles', 'mode_hues', 'libraries', 'page_inks', 'theme', 'ChartError',
            'head_map', 'attention_by_role', 'by_template', 'accuracy_by_n', 'position_map', 'component_ranks',
-           'composition_map', 'channel_graph', 'removal_bars', 'coordinate_strip', 'lift_bars', 'spoken', 'chart_html',
-           'mimebundle', 'enable', 'save_chart']
+           'composition_map', 'channel_graph', 'removal_bars', 'coordinate_strip', 'lift_bars', 'heads_and_components',
+           'head_explorer', 'list_explorer', 'subspace_slices', 'spoken', 'chart_html', 'mimebundle', 'enable',
+           'save_chart']
 
 # %% ../nbs/charts.ipynb #c003
 import hashlib, json, textwrap
@@ -84,7 +85,7 @@ def _inline_csv(df):
 # %% ../nbs/charts.ipynb #c023
 _titles = dict(name="head", cls="class", n_items="items (N)", position="position of the answer", n="prompts (n)",
                low="interval from", high="interval to", called="counted as its class")
-_digits = dict.fromkeys("score mean low high chance".split(), ".3~g")
+_digits = dict.fromkeys("score z mean low high chance".split(), ".3~g")
 
 def _tooltip(df, names):
     "One line per column of `df` among `names`"
@@ -545,11 +546,163 @@ def lift_bars(df:pd.DataFrame, # rows of `edit split n_items before after change
     return _finish(alt.layer(bars, base.mark_rule(strokeWidth=1.5).encode(y="low:Q",y2="high:Q")), title, subtitle, f"Change of accuracy: {said}.")
 
 # %% ../nbs/charts.ipynb #c104
+def _head_of(src):
+    "The head that each component in `src` belongs to"
+    return src.str.rsplit(".",n=1).str[0]
+
+def _whole_heads(df):
+    "Score, robust z and rank of whole heads, and their loudest component, from all components of one reader"
+    g = df.assign(part=df.share*df.score**2).groupby("head",sort=False)
+    d = g.part.sum().pow(.5).rename("score").reset_index()
+    d["z"] = (d.score-d.score.median())/(1.4826*(d.score-d.score.median()).abs().median())
+    best = df.loc[g.score.idxmax(),["head","src","score","z","rank"]].rename(columns=dict(src="loudest",score="part_score",z="part_z",rank="part_rank"))
+    return d.assign(rank=d.score.rank(ascending=False,method="first").astype(int)).merge(best,on="head")
+
+# %% ../nbs/charts.ipynb #c105
+def _whole_scatter(d, classes, pick):
+    "One point per head: z as a whole, z of its loudest component"
+    names = [*dict.fromkeys(classes.values()),"other"]
+    color = alt.Color("cls:N", title=None, scale=alt.Scale(domain=names, range=[head_classes.get(c,hues[6]) for c in names[:-1]]+[ink]))
+    tips = [alt.Tooltip("head:N"), alt.Tooltip("rank:Q",title="rank as a whole"), alt.Tooltip("z:Q",format=".1f",title="z as a whole"), alt.Tooltip("loudest:N",title="loudest component"),
+            alt.Tooltip("part_rank:Q",title="its rank"), alt.Tooltip("part_z:Q",format=".1f",title="its z"), alt.Tooltip("part_score:Q",format=".3f",title="its score")]
+    base = alt.Chart(_inline_csv(d)).encode(x=alt.X("z:Q", title="the whole head (robust z of its score)", axis=alt.Axis(tickCount=6)), y=alt.Y("part_z:Q", title="its loudest component (robust z)"), tooltip=tips)
+    dots = base.mark_circle(opacity=.9).encode(color=color, size=alt.condition(pick,alt.value(170),alt.value(65))).add_params(pick)
+    names = base.transform_filter("datum.cls!='other'").mark_text(align="left", dx=8, dy=-5, fontSize=12).encode(text="loudest:N")
+    return alt.layer(dots,names).properties(width=560, height=260)
+
+# %% ../nbs/charts.ipynb #c106
+def heads_and_components(df:pd.DataFrame, # all writers of one reader: `src score z share rank`, from `ranking`
+                         classes:dict, # writing heads to mark, head to class, e.g. `{"8.6":"inhibition"}`
+                         title:str="", # the finding
+                         subtitle:str="", # what to know beside it
+                        )->alt.VConcatChart:
+    "How loud each earlier head is as a whole and by its loudest component; a click shows all its components"
+    df = _checked(df, "src score z share rank", "heads_and_components")
+    df["head"] = _head_of(df.src)
+    d = _whole_heads(df).assign(cls=lambda d: d["head"].map(lambda h: classes.get(h,"other")))
+    first = d.loc[d[d.cls!="other"].part_z.idxmax() if (d.cls!="other").any() else d.part_z.idxmax()]
+    pick = alt.selection_point(name="writer", fields=["head"], value=[{"head":first["head"]}], empty=False, toggle=False)
+    df["component"] = df.src.str.rsplit(".",n=1).str[1].astype(int)
+    bars = alt.Chart(_inline_csv(df["head src component score z rank".split()])).transform_filter(pick).mark_bar(width={"band":.8}).encode(
+        x=alt.X("component:O", title="component of the chosen head, by falling singular value", axis=alt.Axis(labelOverlap=True,labelAngle=0,ticks=False)),
+        y=alt.Y("z:Q", title="robust z"), tooltip=_tooltip(df,"src score z rank"))
+    said = "; ".join(f"{r['head']} rank {r['rank']} of {len(d)} as a whole, {r.loudest} rank {r.part_rank} of {len(df):,}" for _,r in d[d.cls!="other"].sort_values("part_rank").iterrows())
+    chart = alt.vconcat(_whole_scatter(d,classes,pick), bars.properties(width=560,height=90))
+    return _finish(chart, title, subtitle or "click a head to see its components", f"{len(d)} earlier heads, as wholes and by their loudest component. {said or 'None marked'}.")
+
+# %% ../nbs/charts.ipynb #c110
+def _explorer_map(heads, pick, size):
+    "A square per head, coloured by how loud its loudest component is"
+    layers,n = size
+    color = alt.Color("z:Q", title="z of its loudest component", scale=alt.Scale(scheme="cividis",type="sqrt",domainMin=0), legend=alt.Legend(gradientLength=150,gradientThickness=9))
+    x = alt.X("layer:O", title="layer", scale=alt.Scale(domain=list(range(layers))), axis=alt.Axis(labelAngle=0,labelOverlap=True,ticks=False,domain=False))
+    y = alt.Y("head:O", title="head", scale=alt.Scale(domain=list(range(n))), axis=alt.Axis(ticks=False,domain=False,labelOverlap=True))
+    base = alt.Chart(_inline_csv(heads)).encode(x=x, y=y, tooltip=_tooltip(heads,"name cls component reader score z"))
+    squares = base.mark_rect(stroke=ink,strokeWidth=.4,strokeOpacity=.4).encode(color=color).add_params(pick)
+    called = base.transform_filter("datum.cls").mark_circle(size=22,color="#ffffff",stroke="#111111",strokeWidth=1)
+    ring = base.transform_filter(pick).mark_rect(fillOpacity=0,stroke=hues[3],strokeWidth=3)
+    return alt.layer(squares,called,ring).properties(width=560,height=max(110,min(200,16*n)))
+
+# %% ../nbs/charts.ipynb #c111
+def _explorer_bars(df, pick, y, title, tips, sort="-x"):
+    "Bars of z for the chosen head"
+    base = alt.Chart(_inline_csv(df), title=alt.Title(title,fontSize=12,anchor="start",frame="group")).transform_filter(pick)
+    return base.mark_bar(size=12).encode(x=alt.X("z:Q",title="robust z",axis=alt.Axis(tickCount=5)), y=alt.Y(f"{y}:N",sort=sort,title=None), tooltip=_tooltip(df,tips)).properties(
+        width=230, height=alt.Step(17))
+
+def _explorer_looks(tokens, pick):
+    "Attention of the chosen head from the last token of a sentence, token by token"
+    base = alt.Chart(_inline_csv(tokens), title=alt.Title("Where it looks from the last word",fontSize=12,anchor="start",frame="group")).transform_filter(pick)
+    order = tokens.drop_duplicates("pos").sort_values("pos").token.tolist()
+    return base.mark_bar(size=10,color=hues[1]).encode(x=alt.X("attention:Q",title="attention (share)",scale=alt.Scale(domain=[0,1]),axis=alt.Axis(tickCount=5)),
+        y=alt.Y("token:N",sort=order,title=None), tooltip=["name:N","token:N",alt.Tooltip("attention:Q",format=".3f")]).properties(width=560,height=alt.Step(15))
+
+# %% ../nbs/charts.ipynb #c112
+def head_explorer(heads:pd.DataFrame, # one row per head: `layer head name cls component reader score z`; `cls` is empty where no class was found
+                  components:pd.DataFrame, # the loudest of each head: `name component reader score z rank`
+                  readers:pd.DataFrame, # who hears each head best: `name reader component score z`
+                  tokens:pd.DataFrame, # attention from the last token: `name pos token attention`; tokens with their number, so that none is there twice
+                  title:str="", # the finding
+                  subtitle:str="click a head in the map; dots mark heads with a known class",
+                 )->alt.VConcatChart:
+    "A map of heads, and for the one that is clicked its components, its readers and its attention"
+    heads = _checked(heads, "layer head name cls component reader score z", "head_explorer")
+    components,readers = (_checked(d, "name component reader score z", "head_explorer") for d in (components,readers))
+    known = heads[heads.cls.fillna("")!=""]
+    best = (known if len(known) else heads).nlargest(1,"z").iloc[0]
+    pick = alt.selection_point(name="chosen", fields=["name"], value=[{"name":best["name"]}], empty=False, toggle=False)
+    size = int(heads.layer.max())+1, int(heads["head"].max())+1
+    mine = _explorer_bars(components,pick,"component","What it writes: its loudest components","name component reader score z rank")
+    heard = _explorer_bars(readers,pick,"reader","Who hears it","name reader component score z")
+    chart = alt.vconcat(_explorer_map(heads,pick,size), alt.hconcat(mine,heard,spacing=40), _explorer_looks(tokens,pick), spacing=14)
+    said = "; ".join(f"{r['name']} ({r.cls}), {r.component} heard by {r.reader}, z {r.z:.1f}" for _,r in known.nlargest(5,"z").iterrows())
+    return _finish(chart.resolve_scale(color="independent"), title, subtitle, f"Map of {len(heads)} heads. Loudest of the known ones: {said or 'none known'}. First shown: {best['name']}.")
+
+# %% ../nbs/charts.ipynb #c115
+def _chooser(name, label, options, radio=False, first=0):
+    "A parameter with a control below the chart"
+    bind = (alt.binding_radio if radio else alt.binding_select)(options=options, name=label)
+    return alt.param(name=name, value=options[first], bind=bind)
+
+def _both_edits(df):
+    "Points, intervals and the mean over places, without and with an edit"
+    color = alt.Color("edit:N", title="edit", scale=alt.Scale(domain=["off","on"],range=[ink,hues[2]]))
+    shown = alt.condition("edit_shown=='both' || edit_shown==datum.edit", alt.value(1), alt.value(.06))
+    y = lambda c: alt.Y(f"{c}:Q", title="accuracy", scale=alt.Scale(domain=[0,1]), axis=alt.Axis(format="%",tickCount=5))
+    base = alt.Chart().encode(x=alt.X("position:O",title="place of the answer in the list",axis=alt.Axis(labelAngle=0)), color=color, opacity=shown,
+        xOffset=alt.XOffset("edit:N",scale=alt.Scale(paddingOuter=1)), tooltip=_tooltip(df,"n_items template split measure position edit mean low high n chance"))
+    means = alt.Chart().mark_rule(strokeWidth=1.5,strokeDash=[6,3]).encode(y="mean(mean):Q",color=color,opacity=shown,
+        tooltip=[alt.Tooltip("edit:N"),alt.Tooltip("mean(mean):Q",title="mean over places",format=".3f")])
+    return [means, base.mark_rule(strokeWidth=2).encode(y=y("low"),y2="high:Q"), base.mark_point(size=90).encode(y=y("mean"),shape=alt.Shape("edit:N",scale=alt.Scale(domain=["off","on"],range=["circle","diamond"])))]
+
+# %% ../nbs/charts.ipynb #c116
+def list_explorer(df:pd.DataFrame, # rows of `n_items template split position measure edit mean low high n chance`; edit is off or on
+                  title:str="", # the finding
+                  subtitle:str="dashed: mean over places; intervals are 95%, with few prompts a place",
+                 )->alt.LayerChart:
+    "Laundry List accuracy by place of the answer, for a chosen length, wording and measure, without and with an edit"
+    df = _checked(df, "n_items template split position measure edit mean low high n chance", "list_explorer")
+    lists = [("items_shown","items ",sorted(map(int,df.n_items.unique()))), ("wording_shown","wording ",list(dict.fromkeys(df.template))), ("measure_shown","accuracy ",list(dict.fromkeys(df.measure)))]
+    keep = "datum.n_items==items_shown && datum.template==wording_shown && datum.measure==measure_shown"
+    chart = alt.layer(*_both_edits(df), data=_inline_csv(df["n_items template split position measure edit mean low high n chance".split()]), width="container", height=260)
+    chart = chart.transform_filter(keep).add_params(*[_chooser(*c,first=len(c[2])//2 if i==0 else 0) for i,c in enumerate(lists)], _chooser("edit_shown","edit ",["both","off","on"],True))
+    chart.encoding = alt.Undefined
+    by = df[df.measure==df.measure.iloc[0]].groupby(["n_items","edit"])["mean"].mean()
+    said = "; ".join(f"N={n} edit {e} {100*m:.0f}%" for (n,e),m in by.items())
+    return _finish(chart, title, subtitle, f"Accuracy by place for {df.n_items.nunique()} lengths and {df.template.nunique()} wordings, without and with an edit. Mean {df.measure.iloc[0]}: {said}.")
+
+# %% ../nbs/charts.ipynb #c119
+def _slices(df):
+    "The place named most often at each point, with the number of its slice"
+    best = df[df.most.astype(bool)].drop_duplicates(["x0","x1","x2"])
+    best = best.assign(slice=best.x2.rank(method="dense").astype(int), **{x:best[x].round().astype(int) for x in ("x0","x1","x2")})
+    return best["x0 x1 x2 slice place share".split()]
+
+def subspace_slices(df:pd.DataFrame, # from `subspace_map` in three dimensions: `x0 x1 x2 place share most`
+                    names, # of the three components
+                    title:str="", # the finding
+                    subtitle:str="paler where fewer prompts agree",
+                   )->alt.Chart:
+    "Which place a model names at each point of a three-dimensional subspace, slice by slice"
+    df = _slices(_checked(df.assign(score=df.share), "x0 x1 x2 place share most score", "subspace_slices"))
+    n,places = int(df.slice.max()),sorted(map(int,df.place.unique()))
+    slide = alt.param(name="slice", value=(n+1)//2, bind=alt.binding_range(min=1,max=n,step=1,name=f"slice along {names[2]} "))
+    x,y = (alt.Axis(labelAngle=0,labelOverlap=True,ticks=False,domain=False) for _ in "xy")
+    tips = [alt.Tooltip("place:N",title="place named"), alt.Tooltip("share:Q",format=".2f",title="share of prompts"), *(alt.Tooltip(f"x{i}:Q",title=f"coordinate of {c}") for i,c in enumerate(names))]
+    chart = alt.Chart(_inline_csv(df), width="container", height=300).mark_rect().encode(x=alt.X("x0:O",title=f"coordinate of {names[0]}",axis=x),
+        y=alt.Y("x1:O",title=f"coordinate of {names[1]}",sort="descending",axis=y), tooltip=tips,
+        color=alt.Color("place:N",title="place named",scale=alt.Scale(domain=places,range=[hues[i%len(hues)] for i in range(len(places))])),
+        opacity=alt.Opacity("share:Q",legend=None,scale=alt.Scale(domain=[0,1],range=[0,1])))
+    parts = df.place.value_counts(normalize=True).sort_index()
+    said = ", ".join(f"place {p} at {100*v:.0f}% of the points" for p,v in parts.items())
+    return _finish(chart.add_params(slide).transform_filter("datum.slice==slice"), title, subtitle, f"Map of the subspace of {', '.join(names)} in {n} slices: {said}.")
+
+# %% ../nbs/charts.ipynb #c122
 libraries = [f"https://cdn.jsdelivr.net/npm/{p}" for p in
              ("vega@6.2.0/build/vega.min.js", "vega-lite@6.4.1/build/vega-lite.min.js", "vega-embed@7.0.2/build/vega-embed.min.js")]
 page_inks = {"light":"#3b3d40", "dark":"#c9cbcf"}
 
-# %% ../nbs/charts.ipynb #c106
+# %% ../nbs/charts.ipynb #c124
 _js_dark = """
   const isDark = el => {
     const body = document.body, root = document.documentElement
@@ -564,7 +717,7 @@ _js_dark = """
     return matchMedia("(prefers-color-scheme: dark)").matches && /dark/.test(getComputedStyle(root).colorScheme)
   }"""
 
-# %% ../nbs/charts.ipynb #c108
+# %% ../nbs/charts.ipynb #c126
 _js_wrap = """
   const pen = document.createElement("canvas").getContext("2d")
   const wrap = (text, wide, style) => {
@@ -575,56 +728,85 @@ _js_wrap = """
     }, [""]).filter(line => line)
   }"""
 
-# %% ../nbs/charts.ipynb #c109
-_js_fit = _js_wrap+"""
-  const fit = (s, wide, over) => {
+# %% ../nbs/charts.ipynb #c127
+_js_beside = """
+  const inner = s => [s.layer, s.vconcat, s.hconcat, s.concat, s.spec && [s.spec]].flatMap(parts => parts || [])
+  const breadth = s => typeof s.width == "number" ? s.width : Math.max(0, ...inner(s).map(breadth))
+  const beside = (s, room, plan, cut = plan.cut) => {
+    const panels = s.hconcat || s.concat || s.facet && [s.spec]
+    const fit = panels && Math.floor((room + 30) / (Math.min(200, breadth(panels[0])) + 30))
+    const row = panels ? Math.max(1, Math.min(fit, plan.most, s.hconcat?.length || s.columns || 99)) : 1
+    if (s.hconcat && row < panels.length) { s.vconcat = s.hconcat; delete s.hconcat }
+    if (s.facet?.column && !s.facet.row && room < 600) s.facet = s.facet.column
+    if (s.concat || s.facet?.field) s.columns = row
+    if (s.facet?.field && row == 1) s.resolve = {...s.resolve, axis: {x: "independent"}} // a shared axis loses its title here
+    plan.row = Math.max(plan.row, row)
+    if (s.width > room - 50 - cut) s.width = Math.max(120, room - 50 - cut)
+    if (s.width > 0) plan.least = Math.min(plan.least, s.width)
+    for (const e of [s.encoding?.x, s.encoding?.x2]) if (typeof e?.title == "string") e.title = wrap(e.title, (s.width > 0 ? s.width : room - 50 - cut) - 10, "12px")
+    for (const part of inner(s)) beside(part, Math.min(room / row, s.width > 0 ? s.width + 50 + cut : room), plan, cut / row)
+  }"""
+
+# %% ../nbs/charts.ipynb #c128
+_js_fit = _js_wrap+_js_beside+"""
+  const fit = (s, wide, plan) => {
     if (typeof s.title == "string" || Array.isArray(s.title)) s.title = {text: s.title}
     if (s.title?.text) s.title.text = wrap(s.title.text, wide - 10, "600 15px")
     if (s.title?.subtitle) s.title.subtitle = wrap(s.title.subtitle, wide - 10, "12px")
     s.config = s.config || {}
     s.config.legend = {...s.config.legend, labelLimit: wide - 110}
-    for (const part of s.vconcat || [s]) if (part.width > wide - 50 - over) part.width = Math.max(160, wide - 50 - over)
+    if (s.width == "container" && s.height?.step) s.width = wide - 50 // Vega-Lite fits a chart to its room only where its height is a number
+    beside(s, wide, plan)
     if (wide < 600) Object.assign(s.config.legend, {titleOrient: "top", columns: Math.floor(wide / 120)})
     if (wide < 600) s.config.legend.layout = {top: {direction: "vertical", anchor: "start", margin: 4}}
+    if (wide < 600) s.config.axisY = {labelLimit: wide * .4, ...s.config.axisY}
     for (const part of s.layer || []) {
       const legend = part.encoding?.color?.legend
       if (legend?.columns) legend.columns = Math.max(1, Math.floor(legend.columns * Math.min(1, wide / 700)))
     }
-    const narrow = (wide < 600 || over > 1) && s.usermeta?.narrow || {}
+    const narrow = (wide < 600 || plan.cut > 1) && s.usermeta?.narrow || {}
     if (narrow.columns) Object.assign(s, {columns: narrow.columns, spacing: {row: 14, column: 3}})
     for (const [i, h] of (narrow.heights || []).entries()) (s.vconcat || [s])[i].height = h
     return s
   }"""
 
-# %% ../nbs/charts.ipynb #c111
+# %% ../nbs/charts.ipynb #c130
 _js_tell = """
   const tell = s => {
     const mark = typeof s.mark == "string" ? {type: s.mark} : s.mark
     const point = {opacity: 0, size: 90, ...(s.encoding?.tooltip ? {} : {tooltip: true})}
     if (mark?.type == "line" && !mark.point && !s.params) s.mark = {...mark, point}
-    for (const part of [s.layer, s.vconcat, s.hconcat, s.concat].flatMap(parts => parts || [])) tell(part)
+    inner(s).forEach(tell)
     return s
   }"""
 
-# %% ../nbs/charts.ipynb #c112
+# %% ../nbs/charts.ipynb #c131
 _js_draw = """
+  const start = (most, cut) => ({most, cut, row: 1, least: Infinity})
+  const again = (plan, over) => plan.row > 1 && plan.least - over / plan.row < 170 ? start(plan.row - 1, 0) : start(plan.most, plan.cut + over)
   const draw = async host => {
     const dark = isDark(host), [view, controls] = host.children
     const s = JSON.parse(JSON.stringify(spec).replaceAll(inks.either, dark ? inks.dark : inks.light))
     const options = {actions: false, renderer: "svg", bind: controls, tooltip: {theme: dark ? "dark" : "light"}}
-    const embed = over => {
+    const over = () => host.scrollWidth - host.clientWidth
+    for (let tries = 4, plan = start(99, 0); tries--; plan = again(plan, over())) {
       host.drawn?.finalize()
       controls.textContent = ""
-      return window.vegaEmbed(view, tell(fit(structuredClone(s), host.clientWidth, over)), options)
+      host.drawn = await window.vegaEmbed(view, tell(fit(structuredClone(s), host.clientWidth, plan)), options)
+      if (over() < 1) break
     }
-    host.drawn = await embed(0)
-    const over = host.scrollWidth - host.clientWidth
-    if (over > 1) host.drawn = await embed(over)
+    if (over() > 0) host.tabIndex = 0
+    else host.removeAttribute("tabindex")
   }
   const fail = host => { host.firstElementChild.textContent = "The chart could not be drawn here. " + said }"""
 
-# %% ../nbs/charts.ipynb #c114
+# %% ../nbs/charts.ipynb #c133
 _js_watch = """
+  const near = host => new Promise(ok => {
+    const eye = new IntersectionObserver(found => { if (found.some(e => e.isIntersecting)) { eye.disconnect(); ok() } })
+    eye.observe(host)
+  })
+  const turn = () => (window.talkingHeadsTurn || Promise.resolve()).then(() => new Promise(ok => (window.requestIdleCallback || setTimeout)(ok)))
   const watch = host => {
     let seen = "", busy = Promise.resolve()
     const look = () => {
@@ -633,12 +815,17 @@ _js_watch = """
       seen = now
       busy = busy.then(() => draw(host)).catch(() => fail(host))
     }
-    new ResizeObserver(look).observe(host)
-    for (const e of [document.body, document.documentElement]) new MutationObserver(look).observe(e, {attributes: true})
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
+    const begin = () => {
+      look()
+      new ResizeObserver(look).observe(host)
+      for (const e of [document.body, document.documentElement]) new MutationObserver(look).observe(e, {attributes: true})
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
+      return busy
+    }
+    window.talkingHeadsTurn = Promise.race([near(host), turn()]).then(begin)
   }"""
 
-# %% ../nbs/charts.ipynb #c116
+# %% ../nbs/charts.ipynb #c135
 _js_load = """
   const fetchOne = src => new Promise((ok, no) =>
     document.head.append(Object.assign(document.createElement("script"), {src, onload: ok, onerror: no})))
@@ -654,7 +841,7 @@ _js_load = """
   const loaded = window.talkingHeadsVega = window.talkingHeadsVega || load()
   loaded.then(() => hosts.forEach(watch), () => hosts.forEach(fail))"""
 
-# %% ../nbs/charts.ipynb #c117
+# %% ../nbs/charts.ipynb #c136
 def _js(x):
     "`x` as a JavaScript literal that is safe inside a script element"
     return json.dumps(x, separators=(",",":")).replace("<","\\u003c").replace(">","\\u003e").replace("&","\\u0026")
@@ -666,7 +853,7 @@ def spoken(spec:dict, # a Vega-Lite spec
     title = title.get("text","") if isinstance(title,dict) else title
     return spec.get("description") or (title if isinstance(title,str) else " ".join(title)) or "A chart without a description."
 
-# %% ../nbs/charts.ipynb #c119
+# %% ../nbs/charts.ipynb #c138
 def chart_html(spec:dict, # a Vega-Lite spec with its data inside
                scripts:list=libraries, # where a page that has no Vega yet finds it; paths or addresses
               )->str: # one `div` and one `script`
@@ -681,7 +868,7 @@ def chart_html(spec:dict, # a Vega-Lite spec with its data inside
             f'<div class="th-controls" style="font-size:.85em;line-height:1.8"></div></div>\n'
             f"<script>(() => {{\n{script}\n}})()</script>")
 
-# %% ../nbs/charts.ipynb #c121
+# %% ../nbs/charts.ipynb #c140
 def mimebundle(spec:dict, # a Vega-Lite spec with its data inside
                **kwargs, # ignored; Altair passes its display options
               )->dict: # mime type to content
@@ -694,7 +881,7 @@ def enable():
     alt.renderers.enable("talking_heads")
     alt.theme.register("talking_heads", enable=True)(lambda: alt.theme.ThemeConfig(theme()))
 
-# %% ../nbs/charts.ipynb #c126
+# %% ../nbs/charts.ipynb #c145
 def _svg(spec):
     "`spec` as SVG text with its description inside; draws without any network"
     import vl_convert
@@ -702,7 +889,7 @@ def _svg(spec):
     svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(spoken(spec))}" ', 1)
 
-# %% ../nbs/charts.ipynb #c127
+# %% ../nbs/charts.ipynb #c146
 def save_chart(chart:alt.TopLevelMixin, # any Altair chart
                folder:Path, # made if it is not there
                name:str, # file name without ending

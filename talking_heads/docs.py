@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['vega_file', 'views', 'DocsError', 'page_name', 'directives', 'Symbol', 'symbols', 'symbol_index', 'linked', 'card',
            'site_notebook', 'sidebar', 'citation_page', 'dark_theme', 'project_root', 'prepare', 'mathml', 'finish',
-           'link_faults', 'build_docs', 'serve_preview', 'chromium', 'browser', 'settled', 'take_screenshots',
-           'th_docs']
+           'link_faults', 'build_docs', 'serve_preview', 'chromium', 'browser', 'settled', 'take_screenshots', 'served',
+           'page_costs', 'th_docs']
 
 # %% ../nbs/docs.ipynb #c003
 import ast, functools, html, http.server, io, json, re, shutil, subprocess, tempfile, threading, time, tokenize
@@ -670,6 +670,59 @@ def take_screenshots(site:Path, # a built site
     return shots
 
 # %% ../nbs/docs.ipynb #c086
+@contextmanager
+def served(site:Path, # a built site
+          ): # its address
+    "A plain file server for a site, while the block runs"
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1",0),functools.partial(Quiet,directory=str(site)))
+    threading.Thread(target=server.serve_forever,daemon=True).start()
+    try: yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally: server.shutdown()
+
+# %% ../nbs/docs.ipynb #c087
+_in_window = "() => [...document.querySelectorAll('.th-chart')].every(h => h.querySelector('svg') || h.getBoundingClientRect().top > innerHeight)"
+_cost = """() => { const read = [performance.getEntriesByType("navigation")[0], ...performance.getEntriesByType("resource")]
+  const vega = read.filter(e => e.name.endsWith("/vega.js"))
+  return {bytes: read.reduce((n, e) => n + e.decodedBodySize, 0), charts: document.querySelectorAll(".th-chart").length,
+    vega_loads: vega.length, vega_bytes: vega.reduce((n, e) => n + e.transferSize, 0)} }"""
+
+def _visit(page, address:str)->dict:
+    "Open a page and read the browser's clock: when the window was ready, and when every chart was drawn"
+    page.goto(address)
+    clock = "() => new Promise(ok => requestAnimationFrame(() => setTimeout(() => ok(performance.now() / 1000))))" # after the next frame the thread is free
+    page.wait_for_function(_in_window)
+    ready = page.evaluate(clock)
+    settled(page)
+    return page.evaluate(_cost)|dict(ready=ready,drawn=page.evaluate(clock))
+
+# %% ../nbs/docs.ipynb #c088
+def _costs(site, pages, repeats, other="channels.html")->list:
+    "The rows of `page_costs`"
+    rows = []
+    with browser() as b, served(site) as at:
+        for p in pages:
+            visits = []
+            for _ in range(repeats):
+                with b.new_context(viewport=dict(width=1280,height=900)) as context:
+                    page = context.new_page()
+                    visits.append(_visit(page,f"{at}/{p}"))
+                    if visits[-1]["vega_loads"] and p!=other and (site/other).is_file(): visits[-1]["vega_again"] = _visit(page,f"{at}/{other}")["vega_bytes"]
+            rows.append(dict(page=p)|sorted(visits,key=lambda v: v["ready"])[len(visits)//2])
+    return rows
+
+# %% ../nbs/docs.ipynb #c089
+def page_costs(site:Path, # a built site
+               pages=None, # names such as `charts.html`; None for all
+               repeats:int=3, # visits of each page, each in a fresh browser; the median counts
+              )->list[dict]: # per page: bytes read; seconds until the window is ready and until all charts are drawn; loads of Vega, and the bytes another page asks of it
+    "Weight of pages, and time until they can be used, measured in a browser"
+    from concurrent.futures import ThreadPoolExecutor
+    pages = pages or sorted(q.relative_to(site).as_posix() for q in Path(site).rglob("*.html"))
+    with ThreadPoolExecutor(1) as own: return own.submit(_costs,Path(site),pages,repeats).result() # Playwright refuses a thread with an event loop, as a notebook's is
+
+# %% ../nbs/docs.ipynb #c091
 @call_parse
 @friendly
 def th_docs(out:Param("folder of the site; by default doc_path of settings.ini, _docs",str)=None,

@@ -188,3 +188,62 @@ def test_removal_bars_draw_and_speak():
     assert "1.0.0" in chart.description and "4 components" in chart.description and len(chart.to_dict()["layer"]) == 2
     assert "<svg" in charts._svg(chart.to_dict())
     with pytest.raises(charts.ChartError): charts.removal_bars(df.drop(columns="low"))
+
+def writers():
+    "All components of six heads before one reader"
+    rng = np.random.default_rng(1)
+    df = pd.DataFrame([dict(src=f"{l}.{h}.{c}",score=rng.uniform(.02,.1),share=.25) for l in range(2) for h in range(3) for c in range(4)])
+    return df.assign(z=lambda d: (d.score-d.score.median())/.02, rank=lambda d: d.score.rank(ascending=False).astype(int))
+
+def explorer():
+    "Four small tables about six heads"
+    names = [(l,h,f"{l}.{h}") for l in range(2) for h in range(3)]
+    heads = pd.DataFrame([dict(layer=l,head=h,name=n,cls="mover" if n=="1.1" else "",component=n+".0",reader="2.0",score=.1,z=float(l+h)) for l,h,n in names])
+    parts = pd.DataFrame([dict(name=n,component=f"{n}.{c}",reader="2.0",score=.1,z=3.-c,rank=c+1) for _,_,n in names for c in range(3)])
+    tokens = pd.DataFrame([dict(name=n,pos=i,token=f"{i} w",attention=.25) for _,_,n in names for i in range(4)])
+    return heads,parts,parts,tokens
+
+def table_of_lists():
+    "Two lengths, two wordings, both measures, without and with an edit"
+    return pd.DataFrame([dict(n_items=n,template=t,split="train",position=p,measure=m,edit=e,mean=.5+.25*(e=="on"),low=.3,high=.9,n=12,chance=1/n)
+                         for n in (3,5) for t in "ab" for p in range(1,n+1) for m in ("among the items","over the vocabulary") for e in ("off","on")])
+
+def cube():
+    "A subspace cut in three places, along its third coordinate"
+    df = pd.DataFrame([dict(x0=a,x1=b,x2=c,place=p+1,share=.9 if p==c else .05) for a in range(3) for b in range(3) for c in range(3) for p in range(3)])
+    return df.assign(most=df.share>.5)
+
+linked = {"heads_and_components":lambda: charts.heads_and_components(writers(),{"1.1":"inhibition"},title="t"), "head_explorer":lambda: charts.head_explorer(*explorer(),title="t"),
+          "list_explorer":lambda: charts.list_explorer(table_of_lists(),title="t"), "subspace_slices":lambda: charts.subspace_slices(cube(),"abc",title="t")}
+
+@pytest.mark.parametrize("name", linked)
+def test_explorers_draw_speak_and_repeat(name, capfd):
+    import vl_convert
+    a,b = linked[name](),linked[name]()
+    spec = a.to_dict(validate=True)
+    assert json.dumps(spec)==json.dumps(b.to_dict()) and '"url"' not in json.dumps(spec)
+    assert any(c.isdigit() for c in spec["description"]) and "nan" not in spec["description"] and spec["description"].endswith(".")
+    assert "<path" in vl_convert.vegalite_to_svg(spec, allowed_base_urls=[], show_warnings=True) and "WARN" not in capfd.readouterr().err
+
+def test_whole_heads_from_parts():
+    "The whole head's score is the root of the mean of its components' squares, weighted by share"
+    df = writers()
+    d = charts._whole_heads(df.assign(head=charts._head_of(df.src))).set_index("head")
+    for h,g in df.groupby(charts._head_of(df.src)):
+        assert np.isclose(d.score[h], np.sqrt((g.share*g.score**2).sum())) and d.loudest[h]==g.src[g.score.idxmax()] and d.part_rank[h]==g["rank"].min()
+    assert sorted(d["rank"])==list(range(1,7)) and d.score.idxmax()==d["rank"].idxmin()
+
+def test_slices_show_the_place_named_most_often():
+    d = charts._slices(cube())
+    assert (d.place==d.slice).all() and len(d)==27
+
+@pytest.mark.parametrize("name, frames, lack", [("heads_and_components",lambda d: (d.drop(columns="share"),{}),"share"), ("list_explorer",lambda d: (d.drop(columns="edit"),),"edit"), ("subspace_slices",lambda d: (d.drop(columns="most"),"abc"),"most")])
+def test_explorers_name_what_is_missing(name, frames, lack):
+    data = {"heads_and_components":writers,"list_explorer":table_of_lists,"subspace_slices":cube}[name]()
+    with pytest.raises(charts.ChartError, match=f"^{name} needs the columns .*{lack}"): getattr(charts,name)(*frames(data))
+
+def test_explorer_starts_with_a_known_head():
+    "A known head is shown first, and the loudest of all where none is known"
+    heads,*rest = explorer()
+    assert charts.head_explorer(heads,*rest).description.endswith("First shown: 1.1.")
+    assert charts.head_explorer(heads.assign(cls=""),*rest).description.endswith("First shown: 1.2.")

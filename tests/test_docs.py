@@ -210,13 +210,7 @@ def chrome():
 @pytest.fixture(scope="session")
 def server(site):
     "Address of the site on a plain file server"
-    import functools, http.server, threading
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    s = http.server.ThreadingHTTPServer(("127.0.0.1",0), functools.partial(Quiet,directory=str(site)))
-    threading.Thread(target=s.serve_forever,daemon=True).start()
-    yield f"http://127.0.0.1:{s.server_address[1]}"
-    s.shutdown()
+    with served(site) as at: yield at
 
 @pytest.fixture(scope="session")
 def tab(chrome):
@@ -262,26 +256,21 @@ CHARTS = """() => [...document.querySelectorAll('.th-chart')].map(h => ({id: h.i
   marks: h.querySelectorAll('svg [class*="mark-"] path, svg [class*="mark-"] text, svg [class*="mark-"] line, canvas').length,
   said: h.querySelector('.th-view')?.getAttribute('aria-label')?.length || 0, wide: h.scrollWidth - h.clientWidth}))"""
 
-def but(pages, **known):
-    "Pages as parameters, those with a known fault marked to fail, with the fault"
-    why = {p: w for w, names in known.items() for p in names.split()}
-    return [pytest.param(p, marks=pytest.mark.xfail(reason=why[p[:-5]].replace("_"," "))) if p[:-5] in why else p for p in pages]
-
-@pytest.mark.parametrize("page", but(PAGES, Vega_warns_of_a_conflicting_sort="audit", axe_finds_a_serious_fault="lifting"))
+@pytest.mark.parametrize("page", PAGES)
 def test_page_light(server, tab, axe, page):
     "On a server, light: no complaint, nothing from outside, charts with marks and words, no serious fault"
     t = opened(tab["light"], f"{server}/{page}")
     assert [c for c in t.evaluate(CHARTS) if not (c["marks"] and c["said"]>10)] == []
     assert t.seen == [] and serious(t, axe) == []
 
-@pytest.mark.parametrize("page", but(PAGES, Vega_warns_of_a_conflicting_sort="audit", axe_finds_a_serious_fault="lifting"))
+@pytest.mark.parametrize("page", PAGES)
 def test_page_dark(site, tab, axe, page):
     "From a folder, dark: the same, and text that can be read"
     t = opened(tab["dark"], (site/page).as_uri())
     assert t.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(c => c < 70)")
     assert t.seen == [] and serious(t, axe) == []
 
-@pytest.mark.parametrize("page", but(PAGES, a_chart_of_several_panels_is_too_wide_for_a_telephone="interventions lifting removal", Vega_warns_of_a_conflicting_sort="audit"))
+@pytest.mark.parametrize("page", PAGES)
 def test_page_narrow(site, tab, page):
     "On a telephone's width: nothing sticks out of the page, and no chart out of its place"
     t = opened(tab["narrow"], (site/page).as_uri())
@@ -335,7 +324,7 @@ def answers(t, chart, how):
         if chart.evaluate(DRAWN)!=before: return True
     return False
 
-@pytest.mark.parametrize("page", but([p for p in PAGES if has_charts(p)], a_chart_gives_no_tooltip="audit"))
+@pytest.mark.parametrize("page", [p for p in PAGES if has_charts(p)])
 def test_charts_answer(server, tab, page):
     "Every chart tells about a mark under the mouse; one that promises a click, a legend or a control keeps it"
     t = opened(tab["light"], f"{server}/{page}")
@@ -346,6 +335,33 @@ def test_charts_answer(server, tab, page):
         for p in chart.evaluate(PARAMS):
             if p["how"]!="interval" and not answers(t, chart, p["how"]): silent.append(f"{name}: {p['name']} ({p['how']}) changes nothing")
     assert silent == [] and t.seen == []
+
+PANELS = {"layer":lambda p: p, "facet":lambda p: p.facet("k:N",columns=3), "row of panels":lambda p: p|p|p, "row of unlike panels":lambda p: p|p.properties(width=150),
+          "grid":lambda p: (p|p)&(p|p), "facet by column":lambda p: p.facet(column="k:N"), "long labels":lambda p: p.encode(y="long:N")}
+
+def test_panels_find_their_place(chrome, site, tmp_path):
+    "Whatever way panels are put together, a narrow page shows all of it, and a wide one keeps them beside each other"
+    import altair as alt, pandas as pd
+    from talking_heads.charts import chart_html
+    df = pd.DataFrame([dict(x=i,y=i%3,k=f"panel {k}",long="a very long label of a row "*2+str(i)) for k in range(3) for i in range(5)])
+    base = alt.Chart(df,width=300,height=60).mark_point().encode(x="x:Q",y="y:Q",tooltip="x:Q")
+    for name,make in PANELS.items():
+        (tmp_path/"a.html").write_text(f"<body>{chart_html(make(base).to_dict(),[(site/docs.vega_file).as_uri()])}</body>")
+        for width in (390,1400):
+            t = chrome.new_page(viewport=dict(width=width,height=900))
+            t.goto((tmp_path/"a.html").as_uri())
+            settled(t)
+            wide,tall = t.eval_on_selector(".th-chart","h => [h.scrollWidth - h.clientWidth, h.querySelector('svg').getBoundingClientRect().height]")
+            t.close()
+            assert wide<=1, (name,width)
+            if name in ("facet","row of panels"): assert (tall>200)==(width==390), (name,width,tall)
+
+def test_costs_of_a_page(chrome, site):
+    "A page with charts loads Vega once, and another page takes it from the cache"
+    rows = page_costs(site,["index.html","glossary.html"],1)
+    home,words = rows
+    assert home["vega_loads"]==1 and home["charts"]>=1 and home["vega_again"]<2000 and 0<home["ready"]<=home["drawn"]
+    assert words["vega_loads"]==words["charts"]==0 and 1e5<words["bytes"]<home["bytes"]<3e6
 
 # Search, and the switch between light and dark
 
