@@ -568,7 +568,7 @@ def _whole_scatter(d, classes, pick):
     base = alt.Chart(_inline_csv(d)).encode(x=alt.X("z:Q", title="the whole head (robust z of its score)", axis=alt.Axis(tickCount=6)), y=alt.Y("part_z:Q", title="its loudest component (robust z)"), tooltip=tips)
     dots = base.mark_circle(opacity=.9).encode(color=color, size=alt.condition(pick,alt.value(170),alt.value(65))).add_params(pick)
     names = base.transform_filter("datum.cls!='other'").mark_text(align="left", dx=8, dy=-5, fontSize=12).encode(text="loudest:N")
-    return alt.layer(dots,names).properties(width=560, height=260)
+    return alt.layer(dots,names).properties(width=560, height=170)
 
 # %% ../nbs/charts.ipynb #c106
 def heads_and_components(df:pd.DataFrame, # all writers of one reader: `src score z share rank`, from `ranking`
@@ -584,10 +584,10 @@ def heads_and_components(df:pd.DataFrame, # all writers of one reader: `src scor
     pick = alt.selection_point(name="writer", fields=["head"], value=[{"head":first["head"]}], empty=False, toggle=False)
     df["component"] = df.src.str.rsplit(".",n=1).str[1].astype(int)
     bars = alt.Chart(_inline_csv(df["head src component score z rank".split()])).transform_filter(pick).mark_bar(width={"band":.8}).encode(
-        x=alt.X("component:O", title="component of the chosen head, by falling singular value", axis=alt.Axis(labelOverlap=True,labelAngle=0,ticks=False)),
-        y=alt.Y("z:Q", title="robust z"), tooltip=_tooltip(df,"src score z rank"))
+        x=alt.X("component:O", title="component of the chosen head, by falling singular value", axis=alt.Axis(values=list(range(0,int(df.component.max())+1,4 if df.component.max()>12 else 1)),labelAngle=0,ticks=False)),
+        y=alt.Y("z:Q", title="robust z", axis=alt.Axis(tickCount=3)), tooltip=_tooltip(df,"src score z rank"))
     said = "; ".join(f"{r['head']} rank {r['rank']} of {len(d)} as a whole, {r.loudest} rank {r.part_rank} of {len(df):,}" for _,r in d[d.cls!="other"].sort_values("part_rank").iterrows())
-    chart = alt.vconcat(_whole_scatter(d,classes,pick), bars.properties(width=560,height=90))
+    chart = alt.vconcat(_whole_scatter(d,classes,pick), bars.properties(width=560,height=50), spacing=8)
     return _finish(chart, title, subtitle or "click a head to see its components", f"{len(d)} earlier heads, as wholes and by their loudest component. {said or 'None marked'}.")
 
 # %% ../nbs/charts.ipynb #c110

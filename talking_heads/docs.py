@@ -323,19 +323,20 @@ def site_notebook(nb:dict, # a notebook
     return dict(cells=cells, metadata=dict(kernelspec=dict(name="python3",language="python",display_name="python3")), nbformat=4, nbformat_minor=4)
 
 # %% ../nbs/docs.ipynb #c051
-def sidebar(contents:list, # `website.sidebar.contents` of `_quarto.yml`
+def sidebar(contents:list, # `website.sidebar.contents` of `_quarto.yml`; `runs/*` stands for all pages of a folder
             pages:list[str], # sources of all pages, such as `hooks.ipynb`
            )->list: # the same with what exists, and what it forgot in a last section
     "The sidebar that fits the pages that are there"
     named = set()
     def kept(entry):
         if isinstance(entry,str):
-            src = page_name(Path(entry))+Path(entry).suffix if "/" not in entry else entry
-            named.add(src)
-            return src if src in pages else None
-        inside = [e for e in map(kept,entry.get("contents",[])) if e]
-        return {**entry,"contents":inside} if inside else None
-    out = [e for e in map(kept,contents) if e]
+            name = page_name(Path(entry))+Path(entry).suffix if "/" not in entry else entry
+            found = [p for p in pages if p==name or name.endswith("/*") and p.startswith(name[:-1])]
+            named.update(found)
+            return found
+        inside = [e for part in entry.get("contents",[]) for e in kept(part)]
+        return [{**entry,"contents":inside}] if inside else []
+    out = [e for part in contents for e in kept(part)]
     left = [p for p in pages if p not in named]
     return [*out,*([dict(section="More",contents=left)] if left else [])]
 

@@ -74,7 +74,7 @@ def explore_heads(model, # from `load_model`
     seen = looks(model,prompt)
     return head_explorer(heads,parts,readers,seen[seen.name.isin(heads.name)],**kw)
 
-# %% ../nbs/explorer.ipynb #c016
+# %% ../nbs/explorer.ipynb #c018
 _lists_table = Path(str(files("talking_heads")/"models"/"smollm2_lists.json"))
 
 def _list_cells(model, edit:Edit, n_items:int, template:str, per_place:int, seed:int)->list[dict]:
@@ -84,7 +84,7 @@ def _list_cells(model, edit:Edit, n_items:int, template:str, per_place:int, seed
     parts = [list_scores(prompt_scores(r),("template","split","n_items","position")).assign(edit=k) for k,r in found.items()]
     return pd.concat(parts).to_dict("records")
 
-# %% ../nbs/explorer.ipynb #c017
+# %% ../nbs/explorer.ipynb #c019
 def lists_study(model, # SmolLM2 from `load_model`
                 edit:Edit, # e.g. an arm of `lifting_study`, from `load_edit`
                 sizes=(3,5,8), # list lengths

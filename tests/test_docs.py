@@ -107,6 +107,13 @@ def test_runs_are_pages(tiny):
     out = build_docs(tiny, tiny/"_docs")
     assert 'href="../one.html#go"' in (out/"runs"/"toy.html").read_text()
 
+def test_runs_have_a_section_of_their_own():
+    "A folder in the sidebar stands for all its pages; one without pages is left out"
+    contents = [dict(section="Start",contents=["index.ipynb"]),dict(section="Results",contents=["runs/*"])]
+    pages = ["index.ipynb","runs/a.ipynb","runs/b.ipynb","new.ipynb"]
+    assert sidebar(contents,pages) == [contents[0],dict(section="Results",contents=["runs/a.ipynb","runs/b.ipynb"]),dict(section="More",contents=["new.ipynb"])]
+    assert sidebar(contents,pages[:1]) == contents[:1]
+
 def test_broken_link_is_told(tiny):
     (tiny/"nbs"/"01_one.ipynb").write_text(nb("# one","[there](nowhere.ipynb) and [here](index.ipynb#missing)"))
     with pytest.raises(DocsError, match="(?s)nowhere.*|missing"): build_docs(tiny, tiny/"_docs")
