@@ -523,7 +523,7 @@ def coordinate_strip(df:pd.DataFrame, # one row per prompt: `coordinate order te
     row = {t:f"{i+1}" for i,t in enumerate(dict.fromkeys(df.template))}
     shift = df.order.map({o:.14*(2*i-1) for i,o in enumerate(sorted(df.order.unique()))})
     d = df[["order","template","coordinate"]].round(3).assign(row=df.template.map(row).astype(int)+shift)
-    chart = alt.Chart(_inline(d), width="container", height=alt.Step(22) if len(row)>12 else 260).mark_point(filled=True,size=26,opacity=.55).encode(
+    chart = alt.Chart(_inline(d), width="container", height=max(260,22*len(row))).mark_point(filled=True,size=26,opacity=.55).encode(
         x=alt.X("coordinate:Q", title="coordinate at END, residual stream units"), y=alt.Y("row:Q", title="template", axis=alt.Axis(grid=False,tickMinStep=1), scale=alt.Scale(zero=False)),
         color=alt.Color("order:N", scale=alt.Scale(range=[hues[0],hues[3]]), title="order"), shape=alt.Shape("order:N",title="order"), tooltip=["template:N","order:N","coordinate:Q"])
     means = df.groupby("order").coordinate.agg(["mean","std"])
