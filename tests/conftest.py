@@ -1,5 +1,6 @@
 "What all tests share: no network, the `slow` mark, and reference files that may lie beside the checkout"
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1" # before anything imports huggingface_hub, which reads it once
 
 def pytest_configure(config):
-    "Make the marks known"
+    "Make the marks known, and let Ctrl-C reach the tests that need it even in a background job, which starts with it ignored"
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: takes more than a few seconds; `-m 'not slow'` leaves it out")
 
 @pytest.fixture(scope="session")
