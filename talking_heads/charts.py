@@ -743,6 +743,8 @@ _js_beside = """
     plan.row = Math.max(plan.row, row)
     if (s.width > room - 50 - cut) s.width = Math.max(120, room - 50 - cut)
     if (s.width > 0) plan.least = Math.min(plan.least, s.width)
+    const axis = s.encoding?.y?.axis
+    if (axis?.labelLimit && plan.wide < 600) axis.labelLimit = Math.min(axis.labelLimit, plan.wide * .4)
     for (const e of [s.encoding?.x, s.encoding?.x2]) if (typeof e?.title == "string") e.title = wrap(e.title, (s.width > 0 ? s.width : room - 50 - cut) - 10, "12px")
     for (const part of inner(s)) beside(part, Math.min(room / row, s.width > 0 ? s.width + 50 + cut : room), plan, cut / row)
   }"""
@@ -756,6 +758,7 @@ _js_fit = _js_wrap+_js_beside+"""
     s.config = s.config || {}
     s.config.legend = {...s.config.legend, labelLimit: wide - 110}
     if (s.width == "container" && s.height?.step) s.width = wide - 50 // Vega-Lite fits a chart to its room only where its height is a number
+    plan.wide = wide
     beside(s, wide, plan)
     if (wide < 600) Object.assign(s.config.legend, {titleOrient: "top", columns: Math.floor(wide / 120)})
     if (wide < 600) s.config.legend.layout = {top: {direction: "vertical", anchor: "start", margin: 4}}

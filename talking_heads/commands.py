@@ -302,7 +302,7 @@ def _sweep_tasks(name:str, out, given:list, jobs:int, **kw)->tuple[list[dict],st
     runs = load_sweep(name,_parameters(notebook,given))
     _parameters(notebook,[(k,json.dumps(v)) for k,v in {k:v for r in runs for k,v in r.parameters.items()}.items()])
     share = {"OMP_NUM_THREADS":str(max(1,(os.cpu_count() or 1)//jobs))} if jobs>1 else {}
-    tasks = plan(runs,out or f"runs/sweeps/{path.stem}",code=dict(package=code_hash(),notebook=_code_of(notebook)),env=share,**kw)
+    tasks = plan(runs,out or f"runs/sweeps/{path.stem}",code=dict(package=code_hash(),notebooks=[_code_of(_paper_notebook(n)) for n in ("paper","paper_weights")]),env=share,**kw)
     return tasks,spec.get("title") or path.stem
 
 # %% ../nbs/commands.ipynb #c045
@@ -311,7 +311,7 @@ def _sweep_reader(code:dict, keep_old:bool):
     def read(folder):
         results = read_results(folder)
         key = json.loads((Path(folder)/"tables"/"key.json").read_text()) if (Path(folder)/"tables"/"key.json").is_file() else {}
-        if key.get("notebook")!=code["notebook"] and not keep_old:
+        if key.get("notebook") not in code["notebooks"] and not keep_old:
             raise OutputError("It was made with another paper notebook. Bring every clone to the same commit.")
         return results
     return read

@@ -11,7 +11,7 @@ from .core import * # first: it silences a warning of the next imports
 import math
 import pandas as pd, torch
 from torch import Tensor
-from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator, sign_flip_permutation_pvalue, success_rate_ci
+from transformer_lens.utilities.statistics import derive_generator, sign_flip_permutation_pvalue, success_rate_ci
 from .data import *
 from .hooks import *
 

@@ -18,7 +18,6 @@ from .composition import *
 from .channels import *
 from .interventions import *
 from .evaluation import *
-from .steering import stored_steering
 
 # %% ../nbs/explorer.ipynb #c005
 def _heard(c:Composition, zs:list, head:Head)->tuple: # scores and z (component reader), names of readers

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['confidence', 'forecast_frame', 'forecast_lists', 'other_heads', 'newton', 'Forecaster', 'fit_forecaster', 'auroc',
-           'auroc_draws', 'auroc_interval', 'auroc_gain', 'judge', 'shuffled_auroc', 'failures', 'worst_cells',
-           'longest_list', 'Forecast', 'judged', 'forecast', 'forecast_results', 'forecast_study', 'stored_forecast']
+           'auroc_draws', 'auroc_interval', 'auroc_gain', 'score_forecasters', 'shuffled_auroc', 'failures',
+           'worst_cells', 'longest_list', 'Forecast', 'judged', 'forecast', 'forecast_results', 'forecast_study',
+           'stored_forecast']
 
 # %% ../nbs/forecast.ipynb #c003
 from .core import * # first: it silences a warning of the next imports
@@ -215,7 +216,7 @@ def auroc_gain(a:Tensor, # (n) one forecast
     return dict(mean=auroc(b,fail,group)-auroc(a,fail,group))|_middle(d[1]-d[0])|dict(n=len(fail))
 
 # %% ../nbs/forecast.ipynb #c027
-def judge(train:pd.DataFrame, # from `forecast_frame`
+def score_forecasters(train:pd.DataFrame, # from `forecast_frame`
           test:pd.DataFrame, # other prompts
           columns:dict, # forecaster to its columns
           seed:int=0, # of the bootstrap
@@ -280,7 +281,7 @@ class Forecast:
     names:tuple # components of the channel
     train:pd.DataFrame # from `forecast_frame`
     test:pd.DataFrame # likewise
-    table:pd.DataFrame # rows of `judge`
+    table:pd.DataFrame # rows of `score_forecasters`
     gain:dict # AUROC of both minus confidence alone, over pairs of the same template and length
     shuffled:Tensor # (times) the null
     scores:dict # forecaster to risk of each test prompt
@@ -296,7 +297,7 @@ def judged(names, # components of the channel
     "A `Forecast` from frames"
     names,control = list(names),list(control)
     columns = {"length alone":[],"confidence":list(confidence),"channel":names,"both":names+list(confidence),"other heads":control}
-    table,scores = judge(train,test,columns,seed)
+    table,scores = score_forecasters(train,test,columns,seed)
     fail = torch.tensor(test.fail.to_numpy(bool))
     gain = auroc_gain(scores["confidence"],scores["both"],fail,_cells(test),seed)
     return Forecast(tuple(names),train,test,table,gain,shuffled_auroc(train,test,names,seed=seed),scores)

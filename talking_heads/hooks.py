@@ -111,9 +111,13 @@ def task_args(model:TransformerBridge)->dict:
     "`tokenizer` and `bos` for a task: `ioi(**task_args(model))`"
     return dict(tokenizer=model.tokenizer, bos=bool(model.cfg.default_prepend_bos))
 
-def _check_bos(model, prompts:Prompts):
+def _check_prompts(model, prompts:Prompts):
+    "`TaskError` for prompts that this model was not loaded for, or that are longer than it can read"
     if prompts.bos!=bool(model.cfg.default_prepend_bos): raise TaskError(f"These prompts were built with bos={prompts.bos}, the model was loaded "
         f"with bos={bool(model.cfg.default_prepend_bos)}. Build them with ioi(**task_args(model)).")
+    longest = max(len(p.tokens) for p in prompts)
+    if longest>model.cfg.n_ctx: raise TaskError(f"The longest of these prompts has {longest} tokens; the model reads at most {model.cfg.n_ctx}. "
+        "Choose fewer items or a shorter template.")
 
 # %% ../nbs/01_hooks.ipynb #c021
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def readout(model:TransformerBridge, # from `load_model`
             batch_size:int=64, # most prompts in one pass
            )->Readout: # on the CPU, in the order of `prompts`; raises `TaskError` on a missing role
     "One forward pass over `prompts`, and what it leaves behind"
-    _check_bos(model,prompts)
+    _check_prompts(model,prompts)
     query_pos,key_pos,parts,order = prompts.pos(query),_stack_pos(prompts,to),[],[]
     for g in progress(prompts.groups(batch_size), f"{prompts.task} forward"):
         parts.append(_read_group(model, prompts[g].tokens, query_pos[g], key_pos[g]))
@@ -484,15 +488,16 @@ def _patch_group(model, prompts, messages, senders, receivers, mode, role, obser
 # %% ../nbs/01_hooks.ipynb #c084
 def repeated_tokens(model:TransformerBridge, # from `load_model`
                     n:int=16, # sequences
-                    length:int=24, # random tokens, each sequence shown twice in a row
+                    length:int=24, # random tokens, each sequence shown twice in a row; fewer where the model reads no more
                     seed:int=0, # of the draw
                    )->Tensor: # (n pos) with pos = 2*length, plus one where the model uses BOS
     "Random tokens followed by the same tokens again"
     special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)))
     ids = torch.arange(min(len(model.tokenizer), model.cfg.d_vocab))
     ids = ids[~torch.isin(ids,special)]
-    half = torch.stack([ids[torch.randperm(len(ids),generator=derive_generator(seed,"tokens",i))[:length]] for i in range(n)])
     start = torch.full((n,int(bool(model.cfg.default_prepend_bos))), model.tokenizer.bos_token_id or 0)
+    length = min(length,(model.cfg.n_ctx-start.shape[1])//2)
+    half = torch.stack([ids[torch.randperm(len(ids),generator=derive_generator(seed,"tokens",i))[:length]] for i in range(n)])
     return torch.cat([start,half,half],1)
 
 # %% ../nbs/01_hooks.ipynb #c086

@@ -8,7 +8,7 @@ __all__ = ['Change', 'Edit', 'target_of', 'active_edits', 'check_target', 'undo_
            'random_like', 'load_edit']
 
 # %% ../nbs/04_interventions.ipynb #c003
-import hashlib, html, json, math, signal, threading
+import hashlib, html, json, signal, threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -219,9 +219,12 @@ def _uninterrupted():
         if waiting: signal.raise_signal(signal.SIGINT)
 
 # %% ../nbs/04_interventions.ipynb #c025
-@torch.no_grad()
 def _make_active(model, active:list):
     "Make the weights what the originals and `active` say, wholly or not at all"
+    with _uninterrupted(), torch.no_grad(): _rewrite(model,active) # in this order: Ctrl-C inside `no_grad` could leave gradients off
+
+def _rewrite(model, active:list):
+    "What `_make_active` does, with Ctrl-C held back and gradients off"
     o,was = _Outputs(model),_state(model)
     heads = {c.where for a in was.active+active for c in a.edit.changes}
     by_head = {h:[c for a in active for c in a.edit.changes if c.where==h] for h in heads}
@@ -229,12 +232,11 @@ def _make_active(model, active:list):
     new = {h:_changed(originals[h],by_head[h]) if by_head[h] else originals[h] for h in heads}
     for h,W in new.items():
         if by_head[h] and not W.isfinite().all(): raise EditError(f"The edit would make weights of head {h} infinite in {W.dtype}. Use smaller gains.")
-    with _uninterrupted():
-        _write(o,new)
-        kept = {h for h in heads if by_head[h]}
-        pick = lambda d: {h:d[h] for h in kept}
-        if active: model.__dict__["_edit_state"] = _State(pick(originals),pick(new),list(active))
-        else: model.__dict__.pop("_edit_state",None)
+    _write(o,new)
+    kept = {h for h in heads if by_head[h]}
+    pick = lambda d: {h:d[h] for h in kept}
+    if active: model.__dict__["_edit_state"] = _State(pick(originals),pick(new),list(active))
+    else: model.__dict__.pop("_edit_state",None)
 
 # %% ../nbs/04_interventions.ipynb #c026
 def _write(o:_Outputs, new:dict):

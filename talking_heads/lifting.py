@@ -7,7 +7,7 @@ __all__ = ['arms', 'effort', 'Knobs', 'component_knobs', 'head_knobs', 'matrix_k
            'Suffix', 'added', 'Lesson', 'Lessons', 'lessons', 'task_gradient', 'fisher', 'Choice', 'choose', 'Settings',
            'Trained', 'train', 'Exam', 'Judge', 'judge', 'Rank1', 'rank1_edit', 'rank1', 'freezings', 'carried',
            'attention_loss', 'Workshop', 'best', 'of_heads', 'train_arm', 'judge_arm', 'lifting_study',
-           'collect_lifting', 'stored_lifting', 'costs', 'pareto', 'search_edits', 'Channel', 'find_channel',
+           'collect_lifting', 'stored_lifting', 'costs', 'pareto', 'search_edits', 'Circuit', 'find_circuit',
            'Proposal', 'propose_edit']
 
 # %% ../nbs/lifting.ipynb #c003
@@ -870,7 +870,7 @@ def judge_arm(j:Judge,
 
 def lifting_study(model, # from `load_model`
                   folder:Path, # where arms are kept
-                  layer:int, inhibition:list, movers:list, # from `find_channel`
+                  layer:int, inhibition:list, movers:list, # from `find_circuit`
                   names=tuple(arms), # arms
                   seeds=(0,1,2),
                  )->Path: # `folder`
@@ -943,24 +943,24 @@ def search_edits(w:Workshop, j:Judge,
 
 # %% ../nbs/lifting.ipynb #c082
 @dataclass(frozen=True)
-class Channel:
+class Circuit:
     "Heads that a lift is built around, found in the model"
     inhibition:tuple # of `Head`, the strongest first
     movers:tuple # of `Head`, the strongest first
     layer:int # first layer an edit may touch
 
-def find_channel(model, # from `load_model`
+def find_circuit(model, # from `load_model`
                  n:int=60, # IOI prompts
                  below:int=3, # layers below the median inhibition layer where an edit may begin
                  seed:int=0, # of the prompts
-                )->Channel: # raises `ModelError` if the model has no such heads
+                )->Circuit: # raises `ModelError` if the model has no such heads
     "Inhibition heads and movers, and the layer from which edits may act"
     f = find_heads(model,ioi(**task_args(model),n=n,seed=seed),seed,n_ablate=n)
     called = lambda c: [parse_head(x) for x in f[(f.cls==c)&f.called].sort_values("score",ascending=False).name]
     inhibition,movers = called("inhibition"),called("mover")
     if not inhibition or not movers: raise ModelError("No inhibition heads or no movers were found on IOI prompts, so there is no channel to build an edit around.")
     middle = sorted(h.layer for h in inhibition)[len(inhibition)//2]
-    return Channel(tuple(inhibition),tuple(movers),max(0,middle-below))
+    return Circuit(tuple(inhibition),tuple(movers),max(0,middle-below))
 
 # %% ../nbs/lifting.ipynb #c083
 effort = { # name to (arguments of `lessons`, changes of `Settings`)
@@ -984,7 +984,7 @@ def propose_edit(model, # from `load_model`
                  n:int=64, # most gains
                  contrast:float=6., # weight of the contrast suite
                  seed:int=0, # of prompts, text and order
-                 channel:Channel|None=None, # where it is known already
+                 circuit:Circuit|None=None, # where it is known already
                 )->Proposal: # the model is left as it was
     "Detect heads, choose components, train their gains"
     if how not in effort: raise TalkingHeadsError(f"Unknown effort {how!r}. Choose {', '.join(effort)}.")
@@ -992,7 +992,7 @@ def propose_edit(model, # from `load_model`
     if not n>=1: raise TalkingHeadsError(f"An edit of {n} gains changes nothing. Give at least 1.")
     if active_edits(model): raise EditError("The model already carries an edit. Undo it first.")
     more,change = effort[how]
-    c = channel or find_channel(model,30 if how!="full" else 60,seed=seed)
+    c = circuit or find_circuit(model,30 if how!="full" else 60,seed=seed)
     w = Workshop(model,c.layer,c.inhibition,c.movers,seed,Settings(**change|dict(kl=kl,contrast=contrast)),n,**more)
     choice = best(w)
     t = train(w.lessons,choice,w.settings,f"lift laundry lists, KL {kl:g}")

@@ -14,7 +14,7 @@ from importlib.resources import files
 import pandas as pd, torch
 from torch import Tensor
 from .data import *
-from .data import _build, _Draft, _encode, _enough, _enumerate, _fill, _mention_order, _numbers, _word_ids, _bos_ids
+from .data import _build, _Draft, _enough, _enumerate, _fill, _mention_order, _numbers, _word_ids, _bos_ids
 
 # %% ../nbs/probes.ipynb #c006
 @dataclass(frozen=True)

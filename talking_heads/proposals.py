@@ -7,7 +7,7 @@ __all__ = ['parse_budget', 'Outcome', 'propose_and_audit', 'edit_page', 'write_o
 
 # %% ../nbs/proposals.ipynb #c003
 from .core import * # first: it silences a warning of the next imports
-import html, json, math
+import html, json
 from dataclasses import dataclass, fields
 from pathlib import Path
 import pandas as pd

@@ -19,7 +19,6 @@ from transformer_lens.utilities.statistics import derive_generator
 from .data import *
 from .svd import *
 from .hooks import *
-from .hooks import _observe, _stack_pos
 from .interventions import *
 from .evaluation import *
 from .removal import *

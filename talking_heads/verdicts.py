@@ -125,9 +125,12 @@ def weights_evidence(weights:AttentionWeights, # from `attention_weights`
                      seed:int=0, # of all resampling
                      top:int=8, # strongest pairs listed for each mode
                      least:int=2, # fewest pairs on which a mode is tested
-                    )->dict: # the `weights` section of results.json
+                     scores:dict|None=None, # of all modes, from `compose`, where they are there already
+                    )->dict: # the `weights` section of results.json; raises `HeadError` for pairs of another model
     "All that the claims about weights need"
-    w,cs = weights.shape,compose(weights)
+    w = weights.shape
+    for pair in (p for e in edges.values() for p in e): check_heads(list(pair),w.n_layers,w.n_heads)
+    cs = compose(weights) if scores is None else scores
     edges = {m:e for m,e in edges.items() if len(e)>=least}
     def listed(c):
         p = strongest_pairs(c)[0].nlargest(top,"z")
@@ -214,7 +217,7 @@ def scaling_evidence(model, # from `load_model`
         best = int(right[0].double().mean(0).argmax())
         for split,r in zip(("train","test"),right):
             for j,a in enumerate(alphas):
-                i = interval(r[:,j].double()-r[:,alphas.index(1.)].double(),seed)
+                i = paired(r[:,alphas.index(1.)],r[:,j],seed)
                 rows.append(dict(alpha=a,n_items=n,split=split,before=float(r[:,alphas.index(1.)].double().mean()),change=i["mean"],low=i["low"],high=i["high"],n=i["n"],chosen=j==best))
     return rows
 
@@ -256,58 +259,62 @@ class Claim:
     section:str # of results.json
     rule:str
     control:str
-    decide:object # a function of results to (verdict, reason, evidence)
+    lack:str # what to say where the section is missing
+    decide:object # a function of the section and all results to (verdict, reason, evidence)
 
 claims = {}
-def claim(key:str, title:str, section:str, rule:str, control:str):
+def claim(key:str, title:str, section:str, rule:str, control:str, lack:str):
     "Register a rule"
     def add(f):
-        claims[key] = Claim(key,title,section,rule,control,f)
+        claims[key] = Claim(key,title,section,rule,control,lack,f)
         return f
     return add
 
 def _ci(x)->str: return f"[{x[0]:.2f}, {x[1]:.2f}]"
 
 # %% ../nbs/verdicts.ipynb #c027
-def _modes_said(part:dict, good:dict, say)->str:
-    "One clause per mode"
-    return "; ".join(f"{m}: {say(v)}{'' if good[m] else ' (falls short)'}" for m,v in part.items())
+_no_weights,_no_pairs = "Weights were not scanned.","No pairs of heads are known to talk in this model."
+
+def _by_mode(part:dict, good:dict, say, evidence)->tuple: # verdict, reason, evidence
+    "All modes: yes; some: partly; no known pairs: untested"
+    if not part: return untested,_no_pairs,{}
+    said = "; ".join(f"{m}: {say(v)}{'' if good[m] else ' (falls short)'}" for m,v in part.items())
+    return (yes if all(good.values()) else partly if any(good.values()) else no),said,evidence
 
 @claim("low_rank","What a head says to its reader goes through few of its directions","weights",
        f"In each mode with known pairs the loudest component carries at least {limits['times_random']:g} times the share it would with isotropic writers, and more than for "
-       "other readers of the same writer (interval above 0). All modes: replicates; some: partly.", "isotropic writers; other readers of the same writers")
-def _low_rank(r):
-    part = r["weights"]["concentration"]
-    if not part: return untested,"No pairs of heads are known to talk in this model.",{}
+       "other readers of the same writer (interval above 0). All modes: replicates; some: partly.", "isotropic writers; other readers of the same writers",_no_weights)
+def _low_rank(w, r):
+    part = w["concentration"]
     good = {m:v["ci"][0]>=limits["times_random"]*v["random"] and v["excess_ci"][0]>0 for m,v in part.items()}
-    said = _modes_said(part,good,lambda v: f"share {v['share']:.2f} {_ci(v['ci'])}, isotropic {v['random']:.2f}, over other readers {v['excess']:+.2f} {_ci(v['excess_ci'])}, {v['n']} pairs")
-    return (yes if all(good.values()) else partly if any(good.values()) else no),said,{f"share {m}":v["share"] for m,v in part.items()}
+    say = lambda v: f"share {v['share']:.2f} {_ci(v['ci'])}, isotropic {v['random']:.2f}, over other readers {v['excess']:+.2f} {_ci(v['excess_ci'])}, {v['n']} pairs"
+    return _by_mode(part,good,say,{f"share {m}":v["share"] for m,v in part.items()})
 
 # %% ../nbs/verdicts.ipynb #c028
 @claim("components","Components find talking heads better than whole heads","weights",
        "Average precision of the loudest component exceeds that of the whole head in every mode with known pairs, by an interval above 0 in at least one, and is at least "
-       f"{limits['times_chance']:g} times chance there: replicates. In one mode by an interval above 0, in another not ahead: partly.", "the whole-head score on the same pairs; chance")
-def _components(r):
-    board = r["weights"]["board"]
-    if not board: return untested,"No pairs of heads are known to talk in this model.",{}
+       f"{limits['times_chance']:g} times chance there: replicates. In one mode by an interval above 0, in another not ahead: partly.", "the whole-head score on the same pairs; chance",_no_weights)
+def _components(w, r):
+    board = w["board"]
     sure = {m:v["lift_ci"][0]>0 and v["component"]>=limits["times_chance"]*v["chance"] for m,v in board.items()}
-    said = _modes_said(board,sure,lambda v: f"{v['component']:.3f} against {v['head']:.3f}, difference {v['lift']:+.3f} {_ci(v['lift_ci'])}, chance {v['chance']:.3f}, median ranks {v['median_component']:g} and {v['median_head']:g}, {v['n_edges']} pairs")
-    ahead = all(v["lift"]>0 for v in board.values())
-    return (yes if ahead and any(sure.values()) else partly if any(sure.values()) else no),said,{f"AP {m}":v["component"] for m,v in board.items()}
+    say = lambda v: (f"{v['component']:.3f} against {v['head']:.3f}, difference {v['lift']:+.3f} {_ci(v['lift_ci'])}, chance {v['chance']:.3f}, "
+                     f"median ranks {v['median_component']:g} and {v['median_head']:g}, {v['n_edges']} pairs")
+    verdict,said,evidence = _by_mode(board,sure,say,{f"AP {m}":v["component"] for m,v in board.items()})
+    ahead = bool(board) and all(v["lift"]>0 for v in board.values()) and any(sure.values())
+    return (yes if ahead else partly if verdict==yes else verdict),said,evidence
 
 # %% ../nbs/verdicts.ipynb #c029
 @claim("weights_predict","Weights alone predict which heads talk, in queries, keys and values","weights",
        f"Average precision of the known pairs beats labels dealt out again (p below {limits['p']:g} after Holm's correction) and is at least {limits['times_chance']:g} times chance. "
-       "In Q, K and V: replicates; in some: partly.", "known writers dealt out again for each reader")
-def _weights_predict(r):
-    board = r["weights"]["board"]
-    if not board: return untested,"No pairs of heads are known to talk in this model.",{}
+       "In Q, K and V: replicates; in some: partly.", "known writers dealt out again for each reader",_no_weights)
+def _weights_predict(w, r):
+    board = w["board"]
     p = dict(zip(board,holm([v["p"] for v in board.values()])))
     good = {m:p[m]<limits["p"] and v["component"]>=limits["times_chance"]*v["chance"] for m,v in board.items()}
-    said = _modes_said(board,good,lambda v: f"average precision {v['component']:.3f} {_ci(v['component_ci'])}, chance {v['chance']:.3f}, p {v['p']:.3f}")
-    missing = [m for m in "QKV" if m not in board]
-    if missing: said += f"; no known pairs in {', '.join(missing)}"
-    return (yes if all(good.values()) and not missing else partly if any(good.values()) else no),said,{f"AP {m}":v["component"] for m,v in board.items()}
+    say = lambda v: f"average precision {v['component']:.3f} {_ci(v['component_ci'])}, chance {v['chance']:.4f}, p {v['p']:.3f}"
+    verdict,said,evidence = _by_mode(board,good,say,{f"AP {m}":v["component"] for m,v in board.items()})
+    missing = [m for m in "QKV" if board and m not in board]
+    return (partly if missing and verdict==yes else verdict),said+(f"; no known pairs in {', '.join(missing)}" if missing else ""),evidence
 
 # %% ../nbs/verdicts.ipynb #c031
 _no_channel = "No inhibition head with later movers was found, so there is no message to test."
@@ -315,10 +322,8 @@ _no_channel = "No inhibition head with later movers was found, so there is no me
 @claim("removal","Removing one component breaks inhibition","removal",
        f"Removed at END, the component takes at least {limits['removal']:.0%} of the inhibition score (interval above half of that), every other component of the head at most half as much; "
        f"in the weights it takes as much, and random components at most {limits['control']:.0%} of what it takes. At END only: partly.",
-       "every other component of the head; random components of the head and of others in its layer")
-def _removal(r):
-    v = r.get("removal")
-    if not v: return untested,_no_channel,{}
+       "every other component of the head; random components of the head and of others in its layer",_no_channel)
+def _removal(v, r):
     e,intact = v["everywhere"],v["everywhere"]["intact"]["score"]
     own,rest = next(k for k in e if k!="intact" and not k.startswith("random")),[k for k in e if k.startswith("random")]
     lost = {k:1-e[k]["score"]/intact for k in (own,*rest)} if intact else {k:0. for k in (own,*rest)}
@@ -332,10 +337,8 @@ def _removal(r):
 # %% ../nbs/verdicts.ipynb #c032
 @claim("signal","The signal is positional and does not depend on content","signal",
        f"The order of the names explains at least {limits['order']:.0%} of the coordinate's variance and neither name more than {limits['names']:.0%}; a threshold from other templates "
-       f"sorts at least {limits['transfer']:.0%} of a new one (interval above .5). Order first, but less clean: partly.", "shuffled orders; the head's other components")
-def _signal(r):
-    v = r.get("signal")
-    if not v: return untested,_no_channel,{}
+       f"sorts at least {limits['transfer']:.0%} of a new one (interval above .5). Order first, but less clean: partly.", "shuffled orders; the head's other components",_no_channel)
+def _signal(v, r):
     clean = v["order"]>=limits["order"] and v["names"]<=limits["names"] and v["transfer"]>=limits["transfer"]
     some = v["order"]>2*max(v["names"],v["others"],0) and v["order"]>=limits["order"]/2 and v["transfer_ci"][0]>.5
     said = (f"order explains {v['order']:.0%}, names at most {max(v['names'],0):.0%}, the median other component's order {max(v['others'],0):.0%}; "
@@ -345,10 +348,8 @@ def _signal(r):
 # %% ../nbs/verdicts.ipynb #c033
 @claim("index","A few dimensions index the items of a list","steering",
        f"With three components every target is named more often than with three random ones (intervals apart) and at least {limits['steering']:g} above chance, at each length tried. "
-       "At some lengths: partly.", "three random components of the same head, fitted in the same way; chance")
-def _index(r):
-    v = r.get("steering")
-    if not v: return untested,_no_channel if not r.get("removal") else "Steering was not run.",{}
+       "At some lengths: partly.", "three random components of the same head, fitted in the same way; chance",_no_channel)
+def _index(v, r):
     good = {n:s["ci"][0]>s["random_ci"][1] and s["ci"][0]>=1/int(n)+limits["steering"] for n,s in v.items()}
     said = "; ".join(f"N={n}: {s['named']:.2f} {_ci(s['ci'])}, random {s['random']:.2f}, chance {1/int(n):.2f} (n={s['n']})" for n,s in v.items())
     return (yes if all(good.values()) else partly if any(good.values()) else no),said,{f"named N={n}":s["named"] for n,s in v.items()}
@@ -356,10 +357,8 @@ def _index(r):
 # %% ../nbs/verdicts.ipynb #c035
 @claim("crowding","Long lists crowd the subspace, and order matters","crowding",
        f"Skill is at least {limits['skill']:g} at the shortest length and at least {limits['fall']:g} lower at the longest, intervals apart; and accuracy differs between orders of mention "
-       f"or places of the answer (p below {limits['p']:g} after Holm's correction). One of the two: partly.", "chance at each length; orders and places dealt out again")
-def _crowding(r):
-    v = r.get("crowding")
-    if not v: return untested,"No lists were run.",{}
+       f"or places of the answer (p below {limits['p']:g} after Holm's correction). One of the two: partly.", "chance at each length; orders and places dealt out again","No lists were run.")
+def _crowding(v, r):
     first,last = v["lengths"][0],v["lengths"][-1]
     if first["skill"]<limits["skill"]: return untested,f"The model cannot do the task: skill {first['skill']:.2f} with {first['n_items']} items.",dict(skill=first["skill"])
     falls = first["skill"]-last["skill"]>=limits["fall"] and first["low"]>last["high"]
@@ -376,10 +375,8 @@ def _lifts(rows:list, split:str)->dict: # mean change, mean of the lower ends
 @claim("lift","Editing representations or weights lifts the Laundry List","lifting",
        f"Weights: learned gains add at least {limits['lift']:.0%} top-1 accuracy on held-out templates, averaged over lengths, and beat as many random gains (each length's interval above 0 "
        "on average). Representations: scaling the component, by a factor chosen on training prompts, adds accuracy (interval above 0) at some length. Both: replicates; one: partly.",
-       "random gains in the same layers, trained alike; factor 1")
-def _lift(r):
-    v = r.get("lifting")
-    if not v: return untested,_no_channel if not r.get("removal") else "No edit was trained.",{}
+       "random gains in the same layers, trained alike; factor 1",_no_channel)
+def _lift(v, r):
     learned = v.get("learned")
     own,rest = (_lifts(learned[k],"held-out") for k in ("lists","random")) if learned else (_lifts([],""),)*2
     picked = [x for x in v.get("scaling",[]) if x["chosen"] and x["split"]=="test"]
@@ -391,10 +388,8 @@ def _lift(r):
 # %% ../nbs/verdicts.ipynb #c037
 @claim("side_effects","The edit leaves other abilities alone","audit",
        "The audit passes with every rule tested and sure: replicates. Passes, but some rule is unsure or untested: partly. A rule fails, or the edit does not lift: does not replicate.",
-       "the unedited model on the same text and prompts")
-def _side_effects(r):
-    v = r.get("audit")
-    if not v: return untested,"No edit was audited.",{}
+       "the unedited model on the same text and prompts","No edit was audited.")
+def _side_effects(v, r):
     useless = _lifts((r.get("lifting") or {}).get("learned",{}).get("lists",[]),"held-out")["low"]
     said = "; ".join([f"passed {sum(x['verdict']=='pass' for x in v['verdicts'])} of {len(v['verdicts'])} rules"]+[f"{k}: {', '.join(v[k])}" for k in ("failed","unsure","untested") if v[k]])
     if not useless>0: return no,f"the edit does not lift the task, so there is nothing to pay for; {said}",{}
@@ -408,7 +403,8 @@ def judge_claims(results:dict, # content of a results.json
     "Every rule applied to one run"
     out,why = [],results.get("untested",{})
     for c in claims.values():
-        v,reason,evidence = (untested,why[c.section],{}) if c.section in why else c.decide(results) if c.section!="weights" or results.get("weights") else (untested,"Weights were not scanned.",{})
+        section = results.get(c.section)
+        v,reason,evidence = c.decide(section,results) if section else (untested,why.get(c.section,c.lack),{})
         out.append(Verdict(c.key,c.title,v,reason,c.rule,c.control,_finite(evidence)))
     return out
 

@@ -4,7 +4,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1" # before anything imports huggingface_hub, which reads it once
 
@@ -19,8 +18,3 @@ def shared():
     path = Path(__file__).resolve().parents[2]/"shared"
     if not path.is_dir(): pytest.skip("no folder `shared` with reference files beside the checkout")
     return path
-
-@pytest.fixture(autouse=True)
-def gradients():
-    "Every test starts with gradients on, whatever ran before it"
-    torch.set_grad_enabled(True)

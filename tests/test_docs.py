@@ -280,7 +280,6 @@ def test_page_dark(site, tab, axe, page):
 @pytest.mark.parametrize("page", PAGES)
 def test_page_narrow(site, tab, page):
     "On a telephone's width: nothing sticks out of the page, and no chart out of its place"
-    if page == "evaluation.html": pytest.xfail("known fault: its chart of coverage is 112 pixels too wide for a telephone")
     t = opened(tab["narrow"], (site/page).as_uri())
     assert t.evaluate("document.documentElement.scrollWidth") <= 391
     assert [c for c in t.evaluate(CHARTS) if c["wide"]>1] == [] and t.seen == []

@@ -1,4 +1,6 @@
 "Readouts, ablations and path patching on every family, against plain transformers with torch hooks"
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -252,3 +254,12 @@ def test_no_movers_in_a_model_that_cannot_do_the_task(pair):
     heads = find_heads(model, prompts_of(model, 60), n_ablate=12, n_random=4)
     if float(logit_diff(readout(model, prompts_of(model, 60))).mean()) < .05: assert not heads[heads.cls.isin(["mover", "inhibition"])].called.any()
     assert set(heads.cls) >= {"mover", "negative_mover", "previous_token", "duplicate_token", "induction"}
+
+def test_prompts_longer_than_the_model_reads():
+    "A short context shortens random tokens, and refuses prompts that do not fit"
+    m = load_model("toy-position")
+    assert repeated_tokens(m, 2).shape[1] <= m.cfg.n_ctx < 49
+    stripe_scores(m, repeated_tokens(m, 2))
+    p = ioi(**task_args(m), n=2)
+    long = replace(p, prompts=tuple(replace(x, tokens=x.tokens*9) for x in p))
+    with pytest.raises(TaskError, match="reads at most 48"): readout(m, long, ())

@@ -95,7 +95,7 @@ def test_names_stay_when_a_file_grows():
     many = expand({"models": [{"name": "d"}, {"name": "gpt2"}], "seeds": [0, 1, 2], "title": "x"})
     assert few in many and few.name in {r.name for r in many} and few.name.startswith("gpt2-seed1-")
     changed = [dict(dtype="float16"), dict(device="cuda:1"), dict(parameters={"n_prompts": 1}), dict(revision="x")]
-    assert len({few.name, *(Run(**{"model": "gpt2", "seed": 1}|c).name for c in changed)}) == 5
+    assert len({few.name, *(PlannedRun(**{"model": "gpt2", "seed": 1}|c).name for c in changed)}) == 5
 
 def test_models_have_their_own_settings():
     runs = expand({"models": [{"name": "x", "seeds": [7], "dtype": "bfloat16", "parameters": {"n": 1}}, {"name": "y"}], "device": "cpu",
@@ -142,7 +142,7 @@ def test_ready_files(name, tmp_path):
 def test_the_command_is_what_was_asked_for():
     "th_paper reads back every parameter as it was, whatever its type"
     params = {"a": 3, "b": "3", "c": [1, 2], "d": True, "e": "things", "f": -1.5, "g": None}
-    cmd = paper_command(Run("gpt2", 4, "step1", "float16", "cuda:1", params), Path("x"))
+    cmd = paper_command(PlannedRun("gpt2", 4, "step1", "float16", "cuda:1", params), Path("x"))
     assert cmd[:11] == ["th_paper", "--model", "gpt2", "--seed", "4", "--out", "x", "--dtype", "float16", "--revision", "step1"]
     at = [i for i, o in enumerate(cmd) if o == "-p"]
     assert {cmd[i+1]: commands._value(cmd[i+2]) for i in at} == params
@@ -206,15 +206,15 @@ def test_a_run_folder_refuses_in_the_words_that_sweeps_know(tmp_path):
     with pytest.raises(OutputError, match=sweeps._refused): RunFolder(tmp_path, {"a": 2}, resume=True)
 
 def test_success_without_results_is_a_failure(out):
-    todo = plan([Run("a")], out, lambda r, f: ["python", "-c", "pass"])
+    todo = plan([PlannedRun("a")], out, lambda r, f: ["python", "-c", "pass"])
     assert "left no results.json" in sweep(todo, say=quiet).reason[0]
-    todo = plan([Run("b")], out, lambda r, f: ["no-such-command"])
+    todo = plan([PlannedRun("b")], out, lambda r, f: ["no-such-command"])
     assert "no-such-command" in sweep(todo, say=quiet).reason[0]
 
 def test_one_sweep_at_a_time(out):
     with sweeps._claimed(out), pytest.raises(SweepError, match="Another th_sweep"): sweep(tasks(out, ["a"]), say=quiet)
     (out.parent/"file").write_text("")
-    with pytest.raises(OutputError, match="Cannot write"): sweep(plan([Run("a")], out.parent/"file"/"x"), say=quiet)
+    with pytest.raises(OutputError, match="Cannot write"): sweep(plan([PlannedRun("a")], out.parent/"file"/"x"), say=quiet)
 
 # The sweep itself is interrupted or killed
 
