@@ -49,7 +49,7 @@ class Plan:
     lists:tuple=(3,5,8) # list lengths
     per_template:int=100 # prompts per template and length; three templates are train, two held out
     contrast:tuple=(5,) # list lengths of the contrast suite
-    per_form:int=70 # prompts per form and length; seven forms are train, three held out
+    per_form:int=70 # prompts per form and length; thirteen forms are train, three held out
     induction:int=32 # sequences of repeated random tokens
     new_tokens:int=24 # of each generation
     seed:int=1000 # of prompts; not a seed that anything was trained on
@@ -213,7 +213,7 @@ def paired_interval(before:Tensor, # (n) scores, or booleans
                    )->dict: # change, low, high
     "Mean change with its 95% interval: studentised bootstrap for scores (`paired_bounds`), exact counts of lost and won prompts for shares"
     if before.dtype!=torch.bool:
-        low,high = paired_bounds(before,after,seed)
+        low,high = paired_bounds(before,after,seed) if len(before)>1 else (-float("inf"),float("inf")) # one score says nothing of others
         return dict(change=float((after-before).double().mean()), low=float(low), high=float(high))
     moved = bool((before!=after).any()) if moved is None else moved
     if not moved: return dict(change=0., low=0., high=0.)

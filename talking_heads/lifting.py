@@ -261,9 +261,9 @@ def _unknown(model, tokens:Tensor)->bool: # are more than one in twenty unknown 
 
 def _contrasts(suffix, n_items, per, seed, window)->list:
     "Lessons of the contrast suite's train forms; none where the tokenizer lacks their words"
-    out,args = [],task_args(suffix.model)
+    out,args,k = [],task_args(suffix.model),len(contrast_forms)-len(held_out_contrasts)
     for n in n_items:
-        p = contrast_suite(**args,n_items=n,n=per*7,form="train",seed=seed)
+        p = contrast_suite(**args,n_items=n,n=per*k,form="train",seed=seed)
         if _unknown(suffix.model,p.tokens): return []
         out += [_lesson(suffix,p[g].tokens,window,n,items=item_ids(p[g]),left=left_over(p[g])) for g in p.groups()]
     return out

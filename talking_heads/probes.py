@@ -97,12 +97,18 @@ contrast_forms = { # kind, text; {copy} is the list again up to an item, {first}
     "copied": ("one", "There were {N} things: {list}. Sam lost {rest}. Here is the whole list again: {copy}the"),
     "first": ("one", "The shop sold {N} things: {list}. Anna bought {rest}. The first thing on the list was the"),
     "any": ("any", "On the desk lay {N} things: {list}. The teacher pointed at {rest}. Nothing was missing. Then the teacher talked about the"),
+    "washed": ("mentioned", "In the sink lay {N} things: {list}. Ben washed {rest}. When that was done, Ben dried the"),
+    "lent": ("mentioned", "Mia owned {N} things: {list}. Mia lent {rest} to a friend. A week later the friend gave back the"),
+    "top": ("one", "On a note stood {N} words: {list}. Tom crossed out {rest}. The word at the very top of the note was the"),
+    "again": ("one", "They had {N} things for sale: {list}. A customer asked about {rest}. What the customer asked about first was the"),
+    "might": ("any", "A market stall sold {N} things: {list}. A woman looked at {rest}. She could pay for all of it, and might well take the"),
+    "tired": ("none", "Nora carried {list} up the stairs. Then Nora carried {rest} down again. She was tired now and sat down next to the"),
     "window": ("none", "Ben packed {list} into a bag. Later Ben took out {rest}. It was getting dark, so Ben got up and looked out of the"),
     "carried": ("mentioned", "Kate saw {N} objects on a shelf: {list}. Kate took {rest} with her. In her hands Kate now carried the"),
     "last": ("one", "The children got {N} gifts: {list}. They opened {rest}. The gift they opened last was the"),
     "seen": ("any", "A box held {N} objects: {list}. Tom asked for the price of {rest}. Everybody could still see all of them, for example the")}
 held_out_contrasts = ("carried","last","seen")
-neutral_answer = "window" # the word that the form of kind "none" asks for
+neutral_answer = "window" # a word for where the forms of kind "none" have gone
 
 # %% ../nbs/probes.ipynb #c021
 def _copy(words:list[str], k:int)->str:
@@ -111,14 +117,14 @@ def _copy(words:list[str], k:int)->str:
 
 def _left_over(form:str, n_items:int, i:int)->int:
     "Which item is not mentioned again (0-based): all in turn, but not the first where that would make it the answer"
-    return 1+i%(n_items-1) if form in ("copied","first") else i%n_items
+    return 1+i%(n_items-1) if form in ("copied","first","top") else i%n_items
 
 def _right(form:str, words:list[str], again:list[int], left:int, k:int)->list[str]:
     "The items that are right to say, the best first"
     kind = contrast_forms[form][0]
     if kind=="mentioned": return [words[i] for i in again]
     if kind=="any": return [words[i] for i in again]+[words[left]]
-    return {"copied":[words[k]],"first":words[:1],"last":[words[again[-1]]]}.get(form,[])
+    return {"copied":[words[k]],"first":words[:1],"top":words[:1],"again":[words[again[0]]],"last":[words[again[-1]]]}.get(form,[])
 
 # %% ../nbs/probes.ipynb #c022
 def _contrast_draft(rng, form:str, n_items:int, i:int, items:list, ids:dict)->_Draft:
@@ -158,7 +164,7 @@ def contrast_suite(tokenizer, # fast Hugging Face tokenizer
     forms = _forms(form)
     if not 3<=n_items<=20: raise TaskError(f"A contrast list of {n_items} items cannot be built: choose 3 to 20.")
     items = _enough(tokenizer, list_items, n_items, "items")
-    ids = _word_ids(tokenizer, items+[neutral_answer]*("window" in forms))
+    ids = _word_ids(tokenizer, items+[neutral_answer]*any(contrast_forms[f][0]=="none" for f in forms))
     rngs = {f:random.Random(f"contrast-{f}-{n_items}-{seed}") for f in forms}
     drafts = [_contrast_draft(rngs[f], f, n_items, i//len(forms), items, ids) for i in range(n) for f in [forms[i%len(forms)]]]
     return _build(tokenizer, drafts, "contrast", bos)

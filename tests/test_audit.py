@@ -97,6 +97,12 @@ def test_paired_shares_count_prompts(n, lost, won):
     j = paired_interval(b, b, moved=True)
     assert j["high"] == -j["low"] == pytest.approx(1-.0125**(1/n), abs=1e-6) # Clopper-Pearson of 0 out of n
 
+def test_one_prompt_says_nothing_of_others():
+    "A group of one keeps its change, and its interval is everything"
+    i = paired_interval(torch.tensor([3.1]), torch.tensor([3.2]))
+    assert i["change"]==pytest.approx(.1, abs=1e-6) and i["low"]==-float("inf") and i["high"]==float("inf")
+
+
 def test_paired_intervals_of_shares_hold_the_truth():
     g = torch.Generator().manual_seed(0)
     def holds():
