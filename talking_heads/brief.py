@@ -50,8 +50,8 @@ def points(x:float, # a difference of two shares
 
 # %% ../nbs/brief.ipynb #c011
 _words |= dict(
-    interval=("{level} interval {low} to {high}", "{level}信頼区間{low}〜{high}"),
-    gain=("{level} interval {low} to {high} points", "{level}信頼区間{low}〜{high}ポイント"))
+    interval=("{level} interval {low} to {high}", "{level}信頼区間：{low}〜{high}"),
+    gain=("{level} interval {low} to {high} points", "{level}信頼区間：{low}〜{high}ポイント"))
 
 def _interval(v:_Voice, low:float, high:float, show=percent)->str:
     "An interval in words"
@@ -62,12 +62,12 @@ _words |= dict(
     does=("What the model does", "できること"),
     task=("The basic task: two people are named, one of them again, and the model must go on with the other one. "
           "It is right in {accuracy} of cases ({ci}, {n} sentences).",
-          "基本課題では、二人の名前が出て片方がもう一度出たあと、もう一人の名前で文を続けます。正答率は{accuracy}です（{ci}、{n}文）。"),
-    task_guess=("That is not clearly better than guessing.", "これは当て推量と明確には区別できません。"),
+          "基本課題では、まず二人の名前が出て、次に一方の名前がもう一度出ます。モデルがもう一方の名前で文を続ければ正解です。正答率は{accuracy}です（{ci}、{n}文）。"),
+    task_guess=("That is not clearly better than guessing.", "これは、当て推量を明らかに上回るとは言えません。"),
     task_not=("The basic task was not run.", "基本課題は実行していません。"),
     lists=("The list task is its longer form: all items of a list but one are mentioned again, and the model must give the one that is left. "
            "The table shows by number of items how often it prefers the right item to the other items, and to all other words.",
-           "リスト課題は、これを長くしたものです。並べた品目のうち一つを除いてもう一度挙げ、残った一つを答えさせます。品目の数ごとに、正しい品目がほかの品目より上位になる割合（正答率）と、全単語の中で最上位になる割合を下の表に示します。"),
+           "リスト課題は、これを長くしたものです。並べた品目を一つだけ除いてもう一度挙げ、残った一つを答えさせます。正しい品目がほかのどの品目よりも上位になる割合（正答率）と、全単語の中で最上位になる割合を、品目数ごとに下の表に示します。"),
     lists_not=("The list task was not run.", "リスト課題は実行していません。"))
 
 # %% ../nbs/brief.ipynb #c015
@@ -82,7 +82,7 @@ def _does(v:_Voice, r:dict)->list[str]:
 
 # %% ../nbs/brief.ipynb #c018
 _words |= dict(
-    items=("items in the list", "品目の数"), right=("right item before the other items", "ほかの品目より上位（正答率）"),
+    items=("items in the list", "品目数"), right=("right item before the other items", "ほかの品目より上位（正答率）"),
     range_=("{level} interval", "{level}信頼区間"), outright=("right item before all other words", "全単語の中で最上位"),
     edited=("the same with the edit, in other wordings", "同上、編集後（別の言い回し）"))
 
@@ -94,34 +94,35 @@ def _trained(r:dict)->bool: return bool(r.get("lifting",{}).get("learned"))
 
 def _table(v:_Voice, r:dict)->list: # rows of text, the first one the head; empty where lists were not run
     "Accuracy by list length"
-    by = r.get("laundry_list",{}).get("by_n",{})
+    by = dict(sorted(r.get("laundry_list",{}).get("by_n",{}).items(),key=lambda x: int(x[0]))) # stored runs have sorted keys: "10" before "2"
     if not by: return []
+    to = {"en":"–","ja":"〜"}[v.lang]
     rows = [[v("items"),*by],[v("right"),*(percent(x["accuracy"]) for x in by.values())],
-            [v("range_",level=percent(_level)),*(f"{percent(x['ci'][0])[:-1]}–{percent(x['ci'][1])}" for x in by.values())],
+            [v("range_",level=percent(_level)),*(f"{percent(x['ci'][0])[:-1]}{to}{percent(x['ci'][1])}" for x in by.values())],
             [v("outright"),*(percent(x["top1"]) for x in by.values())]]
     after = {str(x["n_items"]):percent(x["after"]) for x in _held_out(r)}
     return rows+[[v("edited"),*(after.get(k,"") for k in by)]] if set(after)&set(by) else rows
 
 # %% ../nbs/brief.ipynb #c021
 _words |= dict(
-    fails=("Where it fails", "失敗するところ"),
-    reach=("Longest list that keeps at least {accuracy} right: {n_items} items.", "正答率{accuracy}以上を保てるのは、品目が{n_items}個のリストまでです。"),
-    by_low=("Each of these holds for the lower end of the interval too.", "いずれも信頼区間の下端で判定しています。"),
-    no_reach=("No tested length keeps at least {accuracy} right.", "正答率{accuracy}以上を保てる長さはありませんでした。"),
+    fails=("Where it fails", "失敗する場合"),
+    reach=("Longest list that keeps at least {accuracy} right: {n_items} items.", "正答率{accuracy}以上を保てるのは、{n_items}品目のリストまでです。"),
+    by_low=("Each of these is judged by the lower end of its interval.", "いずれも信頼区間の下端で判定しています。"),
+    no_reach=("No tested length keeps at least {accuracy} right.", "調べた長さの中に、正答率{accuracy}以上を保てるものはありませんでした。"),
     worst=("It fails most often in lists of {n_items} items when the answer stands at place {position}: {failure} of these fail ({ci}, {n} prompts).",
-           "最も失敗しやすいのは、品目が{n_items}個で答えが{position}番目にある場合で、失敗率は{failure}です（{ci}、{n}問）。"),
+           "最も失敗しやすいのは、{n_items}品目のリストで答えが{position}番目にある場合で、失敗率は{failure}です（{ci}、{n}問）。"),
     place=("In lists of {n_items} items the answer is found least often at place {position}: {accuracy} right.",
-           "品目が{n_items}個のリストでは、答えが{position}番目にあるときの正答率が最も低く、{accuracy}です。"),
-    last_guess=("With {n_items} items it is not clearly better than guessing.", "品目が{n_items}個になると、当て推量と明確には区別できません。"))
-_keep = (.8,.9) # levels that are read off the curve where the run has no forecast
+           "{n_items}品目のリストでは、答えが{position}番目にあるときの正答率が最も低く、{accuracy}です。"),
+    last_guess=("With {n_items} items it is not clearly better than guessing.", "{n_items}品目では、正答率が当て推量を明らかに上回るとは言えません。"))
+_keep = (.8,.9) # levels that are read off the curve
 
 # %% ../nbs/brief.ipynb #c022
 def _reach(r:dict)->list[dict]: # accuracy, n_items
     "The longest list that keeps each accuracy by the lower end of its interval; nothing where none does"
-    told = [x for x in r.get("forecast",{}).get("longest",[]) if x["accuracy"]>=min(_keep)] # half right is nobody's wish
-    if told: return sorted(told,key=lambda x: x["accuracy"])
     by,out = {int(k):x["ci"][0] for k,x in r.get("laundry_list",{}).get("by_n",{}).items()},[]
-    for level in _keep if by else ():
+    told = [x for x in r.get("forecast",{}).get("longest",[]) if x["accuracy"]>=min(_keep)] # half right is nobody's wish
+    if not by: return sorted(told,key=lambda x: x["accuracy"])
+    for level in _keep:
         kept = [n for n in sorted(by) if all(by[m]>=level for m in by if m<=n)]
         out.append(dict(accuracy=level,n_items=max(kept,default=None)))
     return out
@@ -152,12 +153,12 @@ _words |= dict(
     ahead=("Can failure be seen coming?", "失敗は事前に分かるか"),
     auroc=("A few numbers read inside the model before it answers tell which of two prompts will fail, "
            "one failing and one not, in {auroc} of pairs ({ci}, {n} prompts).",
-           "答える前にモデル内部の少数の数値を読むと、失敗する問題と成功する問題の組の{auroc}で、失敗するほうを言い当てられます（{ci}、{n}問）。"),
-    auroc_guess=("That is not clearly better than guessing.", "これは当て推量と明確には区別できません。"),
-    better=("That is clearly better than the model's own confidence ({confidence}).", "モデル自身の確信度（{confidence}）より明らかに優れています。"),
+           "モデルが答える前に内部の少数の数値を読み取ると、失敗する問題と成功する問題を一つずつ組にした場合、その{auroc}の組で失敗するほうを言い当てられます（{ci}、{n}問）。"),
+    auroc_guess=("That is not clearly better than guessing.", "これは、当て推量を明らかに上回るとは言えません。"),
+    better=("That is clearly better than using the model's own confidence ({confidence}).", "モデル自身の確信度を使った場合の{confidence}より、明らかに優れています。"),
     equal=("The model's own confidence, which costs nothing, does {confidence}: no clear difference.",
-           "追加の手間がかからないモデル自身の確信度でも{confidence}で、明確な差はありません。"),
-    worse=("The model's own confidence does better: {confidence}.", "モデル自身の確信度のほうが優れています（{confidence}）。"),
+           "追加の手間がかからないモデル自身の確信度を使っても{confidence}で、明確な差はありません。"),
+    worse=("The model's own confidence does better: {confidence}.", "モデル自身の確信度を使うほうが優れており、{confidence}です。"),
     ahead_not=("Forecasting failure was not run.", "失敗の予測は実行していません。"))
 
 # %% ../nbs/brief.ipynb #c028
@@ -174,14 +175,14 @@ def _ahead(v:_Voice, r:dict)->list[str]:
 # %% ../nbs/brief.ipynb #c031
 _words |= dict(
     inside=("What is behind it", "仕組み"),
-    heads=("Small units (attention heads) found inside: {movers} that copy the answer, {inhibition} that say what to leave out.",
-           "モデル内部で見つかった小さな部品（アテンションヘッド）は、答えを写すものが{movers}個、除外すべきものを知らせるものが{inhibition}個です。"),
+    heads=("Small units (attention heads) found inside: {movers} for copying the answer, {inhibition} for saying what to leave out.",
+           "モデル内部で見つかった小さな部品（アテンションヘッド）のうち、答えを写すものは{movers}個、除外すべきものを知らせるものは{inhibition}個です。"),
     heads_none=("No unit (attention head) was found that says what to leave out, so nothing that builds on one was tested.",
                 "除外すべきものを知らせる部品（アテンションヘッド）は見つからなかったため、それを前提とする検証はしていません。"),
-    removal=("Removing one direction of one unit ({component}) takes {relative} of this signal; any other direction takes {other} at most.",
-             "そうした部品の一つに含まれる一方向（{component}）を取り除くと、この信号の{relative}が失われます。ほかの方向では最大でも{other}です。"),
-    weights=("In the weights alone, unit {dst} listens most to {src}.", "重みだけから見ると、部品{dst}は{src}の出力を最も強く読み取っています。"),
-    weights_only=("Only the weights were read; the model itself was not run.", "読んだのは重みだけで、モデルは動かしていません。"),
+    removal=("Removing one direction of one unit ({component}) takes {relative} of this signal; any other direction of that unit takes {other} at most.",
+             "ある部品に含まれる一つの方向（{component}）を取り除くと、除外すべきものを知らせる信号の{relative}が失われます。同じ部品のほかの方向では、最大でも{other}です。"),
+    weights=("In the weights alone, unit (attention head) {dst} listens most to {src}.", "重みだけから見ると、部品（アテンションヘッド）{dst}が最も強く読み取るのは{src}の出力です。"),
+    weights_only=("Only the weights were read; the model itself was not run.", "調べたのは重みだけで、モデルは動かしていません。"),
     inside_not=("The inside of the model was not looked at.", "モデルの内部は調べていません。"))
 
 # %% ../nbs/brief.ipynb #c032
@@ -201,17 +202,17 @@ _words |= dict(
     size=("The edit changes {n_gains} numbers inside the model, from layer {layer} up.", "編集では、モデル内部のレイヤー{layer}以降にある{n_gains}個の数値を変えます。"),
     lift=("In wordings it was not trained on, the right item comes before all other words in lists of {n_items} items: "
           "{before} without the edit, {after} with it ({change} points; {ci}, {n} prompts).",
-          "学習に使わなかった言い回しで、正しい品目が全単語の中で最上位になる割合は、品目{n_items}個で{before}から{after}になります（{change}ポイント、{ci}、{n}問）。"),
+          "学習に使わなかった言い回しで、正しい品目が全単語の中で最上位になる割合は、{n_items}品目のリストで編集前が{before}、編集後が{after}です（差{change}ポイント、{ci}、{n}問）。"),
     lift_too=("With {n_items} items: {before} without, {after} with it ({change} points; {ci}, {n} prompts).",
-              "品目{n_items}個では{before}から{after}になります（{change}ポイント、{ci}、{n}問）。"),
-    more=("As many numbers chosen at random reach {after}, clearly less.", "無作為に選んだ同数の数値では{after}で、明らかに及びません。"),
-    as_much=("As many numbers chosen at random reach {after}: the choice of numbers is not what helps.",
-             "無作為に選んだ同数の数値でも{after}で、どの数値を選ぶかの効果とは言えません。"),
-    scaled=("Only turning up the direction named above was tried: in lists of {n_items} items "
-            "that changes the share of right answers by {change} points ({ci}, {n} prompts).",
-            "試したのは上記の方向の増幅だけです。品目{n_items}個で、正しい品目が最上位になる割合は{change}ポイント変わります（{ci}、{n}問）。"),
-    edit_not=("No edit was trained.", "編集は学習していません。"),
-    lift_not=("What the edit gains was not measured in this run.", "編集の効果はこの実行では測っていません。"))
+              "{n_items}品目のリストでは、編集前が{before}、編集後が{after}です（差{change}ポイント、{ci}、{n}問）。"),
+    more=("As many numbers chosen at random reach {after}, clearly less.", "無作為に選んだ同数の数値を同様に調整した場合は{after}で、明らかに及びません。"),
+    as_much=("As many numbers chosen at random reach {after}: no clear difference, so it is not shown that the choice of numbers helps.",
+             "無作為に選んだ同数の数値を同様に調整した場合は{after}です。差が明確ではないため、数値の選び方による効果とは言えません。"),
+    scaled=("Only scaling the direction named above was tried: in lists of {n_items} items it changes "
+            "how often the right item comes before all other words by {change} points ({ci}, {n} prompts).",
+            "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストで、正しい品目が全単語の中で最上位になる割合の変化は{change}ポイントです（{ci}、{n}問）。"),
+    edit_not=("No edit was trained.", "学習による編集は行っていません。"),
+    lift_not=("What the edit gains was not measured in this run.", "編集の効果は、この実行では測っていません。"))
 
 # %% ../nbs/brief.ipynb #c036
 def _lift(v:_Voice, key:str, x:dict, random:list)->list[str]:
@@ -239,33 +240,37 @@ def _edit(v:_Voice, r:dict)->list[str]:
 # %% ../nbs/brief.ipynb #c039
 _words |= dict(
     kl=("how much ordinary text changes", "通常の文章での出力の変化"), loss=("predicting ordinary text", "通常の文章の予測"), ioi=("the basic task", "基本課題"),
-    induction=("repeating a sequence seen before", "前に出た並びの繰り返し"), lists_rule=("lists in other wordings", "別の言い回しのリスト"),
-    wrong=("taking the item left over where it is not the answer", "残った品目が答えでない場面でもそれを選ぶ傾向"),
+    induction=("repeating a sequence seen before", "前に出た並びの繰り返し"), lists_rule=("lists in other wordings", "別の言い回しのリスト課題"),
+    wrong=("taking the item left over where it is not the answer", "残った品目が答えでない場面でもその品目を選ぶ傾向"),
     lag=("gain that is missing in other wordings", "別の言い回しでの効果の目減り"))
 _rule = lambda name: "lists_rule" if name=="lists" else name
 
 # %% ../nbs/brief.ipynb #c040
 _words |= dict(
     cost=("What it costs", "副作用"),
-    passed=("The audit of side effects passed: all {n} limits that could be tested were kept.", "副作用の検査には合格し、検査できた{n}項目はすべて許容範囲内でした。"),
+    passed=("The audit of side effects passed: all {n} limits that could be tested were kept.", "副作用の検査は合格です。検査できた{n}項目は、すべて限度内でした。"),
+    tested_none=("The audit could test none of its limits, so nothing is known about side effects.",
+                 "検査できた項目がないため、副作用については何も分かりません。"),
     failed=("The audit of side effects failed on: {names}. The edit should not be used as it is.",
-            "副作用の検査は不合格です（超過：{names}）。このままでは使わないでください。"),
-    strict=("The audit of side effects did not pass: it is not certain that all limits are kept.", "副作用の検査は不合格です。すべてが許容範囲内とは言い切れません。"),
-    near=("Closest to its limit: {name}, at {used} of what is allowed.", "限度に最も近いのは「{name}」で、許容量の{used}です。"),
-    over=("Furthest beyond its limit: {name}, at {used} of what is allowed.", "限度を最も大きく超えたのは「{name}」で、許容量の{used}です。"),
-    nothing=("Nothing got worse.", "悪化したものはありません。"),
-    unsure=("Kept, but not with certainty: {names}.", "範囲内ですが確実とは言えないもの：{names}。"),
-    untested=("Could not be tested: {names}.", "検査できなかったもの：{names}。"),
+            "副作用の検査は不合格です（限度を超えた項目：{names}）。編集はこのままでは使わないでください。"),
+    strict=("The audit of side effects did not pass: it is not certain that all limits are kept.", "副作用の検査は不合格です。すべての項目が限度内だとは言い切れません。"),
+    near=("Closest to its limit: {name}, at {used} of what is allowed.", "限度に最も近い項目は「{name}」で、限度の{used}です。"),
+    over=("Furthest beyond its limit: {name}, at {used} of what is allowed.", "限度を最も大きく超えた項目は「{name}」で、限度の{used}です。"),
+    nothing=("Nothing got worse.", "悪化した項目はありません。"),
+    unsure=("Kept, but not with certainty: {names}.", "限度内ですが、確実とは言えない項目：{names}。"),
+    untested=("Could not be tested: {names}.", "検査できなかった項目：{names}。"),
     cost_not=("Side effects were not audited, so the edit should not be used yet.", "副作用の検査はしていません。検査するまで編集は使わないでください。"),
-    cost_none=("No edit was trained, so there are no side effects to report.", "編集を学習していないため、報告する副作用はありません。"))
+    cost_none=("No edit was trained, so there are no side effects to report.", "学習による編集を行っていないため、報告する副作用はありません。"))
 
 # %% ../nbs/brief.ipynb #c041
+def _tested(a:dict)->list: # rules of an audit
+    return [x for x in a["verdicts"] if x["verdict"]!="untested"]
+
 def _cost(v:_Voice, r:dict)->list[str]:
     "Passed or not, what came closest, what is unknown"
     if (a:=r.get("audit")) is None: return [v("cost_not" if _trained(r) else "cost_none")]
     names,by = lambda rules: v.names(map(_rule,rules)),{x["rule"]:x for x in a["verdicts"]}
-    tested = [x for x in a["verdicts"] if x["verdict"]!="untested"]
-    said = [v("passed",n=len(tested)) if a["passed"] else v("failed",names=names(a["failed"])) if a["failed"] else v("strict")]
+    said = [v("tested_none") if not _tested(a) else v("passed",n=len(_tested(a))) if a["passed"] else v("failed",names=names(a["failed"])) if a["failed"] else v("strict")]
     used = by.get(a.get("first"),{}).get("used")
     if a.get("first") is None: said.append(v("nothing"))
     elif used is not None: said.append(v("over" if used>1 else "near",name=v(_rule(a["first"])),used=percent(used)))
@@ -275,11 +280,11 @@ def _cost(v:_Voice, r:dict)->list[str]:
 # %% ../nbs/brief.ipynb #c044
 _words |= dict(
     undo=("How to roll it back", "元に戻す方法"),
-    undo_how=("This run left the model as it found it. An edit that is kept lies in files of its own (an adapter), "
-              "and the model's own files never change: "
-              "leave the adapter out, and the model is as before. `th_edit --undo --out FOLDER` removes those files.",
-              "この実行では、モデルは元のままです。採用した編集は別のファイル（アダプター）に保存され、モデル本体のファイルは変わりません。"
-              "アダプターを読み込まなければ元のモデルに戻ります。`th_edit --undo --out フォルダー` で、そのファイルを削除できます。"),
+    undo_how=("This run left the model as it found it. Its edit lies in files of its own, in the folder `edits` of the run, "
+              "and the model's own files never change: leave the edit out, and the model is as before. "
+              "What `th_edit` wrote is removed by `th_edit --undo --out FOLDER`.",
+              "この実行によってモデルは変わっていません。編集は、実行結果のフォルダー内の`edits`に別のファイルとして保存され、モデル本体のファイルは変わりません。"
+              "編集を読み込まなければ、モデルは元のままです。`th_edit`で作った編集のファイルは、`th_edit --undo --out フォルダー`で削除できます。"),
     undo_none=("This run changed nothing, so there is nothing to roll back.", "この実行では何も変えていないため、元に戻すものはありません。"))
 
 def _undo(v:_Voice, r:dict)->list[str]:
@@ -290,20 +295,20 @@ def _undo(v:_Voice, r:dict)->list[str]:
 _words |= dict(
     sure=("How sure we are", "どこまで確かか"),
     level=("Intervals are {level} intervals: repeated with other prompts, {level} of such intervals hold the true value.",
-           "信頼区間は、別の問題で測定を繰り返したときに、その{level}が真の値を含むように作った範囲です。"),
+           "このページの区間はすべて{level}信頼区間です。別の問題で測定を繰り返し、そのたびに区間を求めると、区間の{level}が真の値を含みます。"),
     claims=("The paper's claims, {total} in all, judged by rules written down beforehand: {counts}.",
             "論文の主張{total}件を、事前に定めた基準で判定しました（{counts}）。"),
     replicates=("{n} replicated", "再現{n}件"),
-    partly=("{n} in part", "一部再現{n}件"),
-    refuted=("{n} not", "再現せず{n}件"),
+    partly=("{n} replicated in part", "一部再現{n}件"),
+    refuted=("{n} did not replicate", "再現せず{n}件"),
     untestable=("{n} could not be tested here", "検証不能{n}件"),
     claims_not=("This run judged none of the paper's claims.", "この実行では論文の主張を判定していません。"),
     quick=("Quick settings, random seed {seed}: a full run is more exact, and other seeds may differ.",
-           "簡易設定（quick）、乱数シード{seed}による結果です。完全設定（full）のほうが正確で、シードが違えば値も変わりえます。"),
-    full=("Full settings, random seed {seed}; other seeds may differ.", "完全設定（full）、乱数シード{seed}による結果です。シードが違えば値も変わりえます。"),
-    seed=("One run with random seed {seed}; other seeds may differ.", "乱数シード{seed}による一回の結果です。シードが違えば値も変わりえます。"),
+           "簡易設定（quick）、乱数シード{seed}による結果です。完全設定（full）のほうが正確で、シードが違えば値も変わることがあります。"),
+    full=("Full settings, random seed {seed}; other seeds may differ.", "完全設定（full）、乱数シード{seed}による結果です。シードが違えば値も変わることがあります。"),
+    seed=("One run with random seed {seed}; other seeds may differ.", "乱数シード{seed}による一回の実行の結果です。シードが違えば値も変わることがあります。"),
     not_run=("Not run: {names}.", "実行していない項目：{names}。"),
-    scope=("All prompts are English sentences made from templates; other uses were not tested.", "問題はすべて英語のひな型から作った文です。ほかの用途は確かめていません。"))
+    scope=("All prompts are English sentences made from templates; other uses were not tested.", "問題はすべて、英語のひな型から作った文です。ほかの用途は確かめていません。"))
 
 # %% ../nbs/brief.ipynb #c047
 _words |= dict(
@@ -311,11 +316,11 @@ _words |= dict(
     s_heads=("search for units", "部品の探索"),
     s_laundry_list=("list task", "リスト課題"),
     s_removal=("removal of a direction", "方向の除去"),
-    s_steering=("steering to other answers", "答えの誘導"),
+    s_steering=("steering to other answers", "別の答えへの誘導"),
     s_weights=("analysis of the weights", "重みの分析"),
     s_signal=("content of the signal", "信号の内容"),
     s_crowding=("effect of order", "順序の影響"),
-    s_lifting=("edit", "編集"),
+    s_lifting=("edit", "学習による編集"),
     s_audit=("audit of side effects", "副作用の検査"),
     s_forecast=("forecast of failure", "失敗の予測"))
 _sections = [k[2:] for k in _words if k.startswith("s_")]
@@ -330,35 +335,35 @@ def _sure(v:_Voice, r:dict)->list[str]:
     how,lack = made.get("settings",{}).get("how"),[f"s_{s}" for s in _sections if not (_trained(r) if s=="lifting" else s in r)]
     said.append(v(how if how in ("quick","full") else "seed",seed=made["seed"]))
     if lack: said.append(v("not_run",names=v.names(lack)))
-    measured = [v("level",level=percent(_level))] if set(_sections)&set(r) else []
+    measured = [v("level",level=percent(_level))] if {"ioi","laundry_list","forecast","lifting"}&set(r) else [] # where the page shows intervals
     return measured+said+([v("scope")] if {"ioi","laundry_list"}&set(r) else [])
 
 # %% ../nbs/brief.ipynb #c051
 _words |= dict(
     can=("The basic task: {accuracy} right, better than guessing.", "基本課題の正答率は{accuracy}で、当て推量を上回ります。"),
-    cannot=("The basic task: {accuracy} right, not clearly better than guessing.", "基本課題の正答率は{accuracy}で、当て推量を上回るとは言えません。"),
+    cannot=("The basic task: {accuracy} right, not clearly better than guessing.", "基本課題の正答率は{accuracy}で、当て推量を明らかに上回るとは言えません。"),
     only_weights=("The model itself was not run, so nothing is known here of what it does.", "モデルを動かしていないため、何ができるかはここでは分かりません。"),
-    far=("Lists of up to {n_items} items stay at {accuracy} or better.", "リスト課題は、品目{n_items}個までなら正答率{accuracy}以上です。"),
-    not_far=("Even the shortest lists stay below {accuracy}.", "最も短いリストでも正答率は{accuracy}に届きません。"),
-    use=("The edit helps and passed its audit: it can be used within the limits below.", "編集には効果があり、副作用の検査にも合格しました。以下の条件の範囲で使えます。"),
+    far=("Lists of up to {n_items} items stay at {accuracy} or better.", "リスト課題の正答率は、{n_items}品目までなら{accuracy}以上です。"),
+    not_far=("Even the shortest lists are not certain to reach {accuracy}.", "最も短いリストでも、正答率が{accuracy}以上とは言い切れません。"),
+    use=("The edit helps and passed its audit: it can be used within the limits below.", "モデルの編集には効果があり、副作用の検査にも合格しました。以下に示す範囲で使えます。"),
     no_gain=("The edit passed its audit, but its gain is not certain: there is little reason to use it.",
-             "編集は検査に合格しましたが、効果が確実ではなく、使う理由はあまりありません。"),
-    gain_unknown=("An edit passed its audit; what it gains was not measured here.", "編集は検査に合格しましたが、効果はここでは測っていません。"),
-    refuse=("The edit did not pass its audit: do not use it.", "編集は副作用の検査に不合格です。使わないでください。"),
-    wait=("An edit was measured but not audited: do not use it yet.", "編集の効果は測りましたが、副作用は未検査です。まだ使わないでください。"),
-    no_edit=("No edit was trained.", "編集は学習していません。"))
+             "モデルの編集は副作用の検査に合格しましたが、効果があるとは言い切れず、使う理由はあまりありません。"),
+    gain_unknown=("An edit passed its audit; what it gains was not measured here.", "モデルの編集は副作用の検査に合格しましたが、効果はここでは測っていません。"),
+    refuse=("The edit did not pass its audit: do not use it.", "モデルの編集は副作用の検査で不合格でした。使わないでください。"),
+    wait=("An edit was measured but not audited: do not use it yet.", "モデルの編集の効果は測りましたが、副作用は検査していません。まだ使わないでください。"),
+    no_edit=("No edit was trained.", "学習による編集は行っていません。"))
 
 # %% ../nbs/brief.ipynb #c052
 def _advice(r:dict)->str: # name of a sentence
     "What the run says about using the edit"
     a,rows = r.get("audit"),_held_out(r)
-    if a is None: return "wait" if rows else "no_edit"
+    if a is None or not _tested(a): return "wait" if rows or a or _trained(r) else "no_edit"
     if not a["passed"]: return "refuse"
     return "gain_unknown" if not rows else "use" if all(x["low"]>0 for x in rows) else "no_gain"
 
 def _short(v:_Voice, r:dict)->list[str]:
     "The page in two or three sentences"
-    if "ioi" not in r and "laundry_list" not in r: said = [v("only_weights")]
+    if not (set(_sections)-{"weights"})&set(r): said = [v("only_weights")]
     elif "ioi" not in r: said = [v("task_not")]
     else: said = [v("can" if r["ioi"]["accuracy_ci"][0]>.5 else "cannot",accuracy=percent(r["ioi"]["accuracy"]))]
     for x in _reach(r)[:1]: said.append(v("far" if x["n_items"] else "not_far",accuracy=percent(x["accuracy"]),n_items=x["n_items"]))
@@ -367,7 +372,7 @@ def _short(v:_Voice, r:dict)->list[str]:
 # %% ../nbs/brief.ipynb #c055
 _words |= dict(
     title=("{model}: a brief for a decision", "{model}：判断のための要約"),
-    foot=("Every number on this page comes from the results.json of the run.", "このページの数値はすべて、実行結果の results.json から取り込んだものです。"))
+    foot=("Every number on this page comes from the results.json of the run.", "このページの数値はすべて、実行結果のファイル（results.json）から取り込んだものです。"))
 _parts = dict(does=_does, fails=_fails, ahead=_ahead, inside=_inside, edit=_edit, cost=_cost, undo=_undo, sure=_sure)
 
 @dataclass(frozen=True, repr=False)

@@ -420,6 +420,7 @@ class Trained:
     x:Tensor # what was learned
     log:pd.DataFrame # one row per step: task text contrast weight
     shrunk:float # factor that met the budget, 1 for none
+    settings:Settings
     def __repr__(self): return f"{self.edit!r}, task loss {self.log.task.iloc[:5].mean():.3f} to {self.log.task.iloc[-5:].mean():.3f}"
 
 # %% ../nbs/lifting.ipynb #c039
@@ -444,7 +445,7 @@ def train(les:Lessons,
     t = _fit(les,choice,u.detach(),s.kl)
     edit = choice.edit(les.suffix.model,u.detach(),name)
     if t<1: edit = replace(edit.scaled(t),info=edit.info)
-    return Trained(edit,choice.learned(u.detach()),pd.DataFrame(log),t)
+    return Trained(edit,choice.learned(u.detach()),pd.DataFrame(log),t,s)
 
 # %% ../nbs/lifting.ipynb #c040
 @torch.no_grad()
@@ -853,7 +854,7 @@ def train_arm(w:Workshop,
     t = w.once(arm,lambda: arms[arm](w))
     t.edit.save(out)
     log = t.log.round(5).to_dict("list") if len(t.log) else {}
-    write_json(dict(arm=arm,seed=w.seed,layer=w.layer,inhibition=list(map(str,w.inhibition)),movers=list(map(str,w.movers)),n_learned=len(t.x),shrunk=t.shrunk,settings=asdict(w.settings),
+    write_json(dict(arm=arm,seed=w.seed,layer=w.layer,inhibition=list(map(str,w.inhibition)),movers=list(map(str,w.movers)),n_learned=len(t.x),shrunk=t.shrunk,settings=asdict(t.settings),
         code=_code(),cpu_seconds=round(time.process_time()-start,1),log=log,provenance=provenance(w.model,w.seed)),out/"arm.json")
     return out
 
