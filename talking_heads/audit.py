@@ -60,7 +60,7 @@ full,quick = Plan(),Plan(text=32,ioi=60,lists=(5,),per_template=24,per_form=12,i
 @dataclass(frozen=True, repr=False)
 class Measures:
     "What one model did on the texts and prompts of a plan"
-    scores:pd.DataFrame # area, measure, split, template, n_items, prompt, value
+    scores:pd.DataFrame # area, measure, split, template, n_items, prompt, value, rate
     generations:tuple # (prompt, continuation)
     skipped:dict # area to the reason why it was not measured
     final:Tensor|None # (window pos d_model) what the unembedding reads on ordinary text; of the unedited model only
@@ -364,11 +364,13 @@ def worse(self:Audit)->pd.DataFrame:
     return t.assign(clear=t.change.abs()/(t.high-t.low).clip(lower=1e-12)).sort_values("clear",ascending=False,kind="stable",ignore_index=True)
 
 @patch
-def _repr_html_(self:Audit):
+def _repr_html_(self:Audit): # the reason stands below its numbers, since it would squeeze them beside
     show = lambda f,*x: "" if any(v!=v for v in x) else f.format(*x) # NaN: nothing was measured
-    rows = [dict(rule=r.rule, verdict=r.verdict, value=show("{:.4g}",r.value), interval=show("{:.4g} to {:.4g}",r.low,r.high),
-                 limit=f"{r.limit:g}", used=show("{:.0%}",r.used), reason=r.reason) for r in self.verdicts.itertuples()]
-    return f"<p><b>{html.escape(_line(self))}</b></p>"+pd.DataFrame(rows).to_html(index=False,border=0)
+    cells = lambda r: (r.verdict, show("{:.4g}",r.value), show("{:.4g} to {:.4g}",r.low,r.high), f"{r.limit:g}", show("{:.0%}",r.used))
+    row = lambda r: (f"<tr><th scope='row'>{r.rule}</th>"+"".join(f"<td>{c}</td>" for c in cells(r))+"</tr>"
+                     f"<tr><td></td><td colspan='5'>{html.escape(r.reason)}</td></tr>")
+    head = "".join(f"<th>{h}</th>" for h in ("rule","verdict","value","95% interval","limit","used"))
+    return f"<p><b>{html.escape(_line(self))}</b></p><table><thead><tr>{head}</tr></thead><tbody>{''.join(map(row,self.verdicts.itertuples()))}</tbody></table>"
 
 # %% ../nbs/audit.ipynb #c042
 def _plain(df:pd.DataFrame)->list:

@@ -131,11 +131,12 @@ def trace_back(scores:dict, # mode to `Composition`, from `compose`
                z:float=5., # smallest robust z
               )->pd.DataFrame: # one row per pair: src dst src_layer dst_layer mode writer score z step
     "Who speaks to a head, who speaks to those, and so on"
+    if not steps or not all(steps): raise HeadError("Each step back needs a mode. Give at least one step, such as ('Q',).")
+    if gone:=set("".join(steps))-set(scores): raise HeadError(f"No scores for mode {', '.join(sorted(gone))}. Compose with all modes the steps name.")
     first = check_heads(reader,*scores[steps[0][0]].shape[:2])[0]
     front,rows,seen = [first],[],set()
     tops = [top]*len(steps) if isinstance(top,int) else list(top)
     if len(tops)!=len(steps): raise HeadError(f"{len(steps)} steps but {len(tops)} numbers of heads to follow. Give one number, or one per step.")
-    if gone:=set("".join(steps))-set(scores): raise HeadError(f"No scores for mode {', '.join(sorted(gone))}. Compose with all modes the steps name.")
     for step,(allowed,n) in enumerate(zip(steps,tops),1):
         new = [r|dict(step=step) for h in front if h.layer for m in allowed for r in _loudest(scores[m],h,n,z)]
         rows += [r for r in new if (r["src"],r["dst"],r["mode"]) not in seen]

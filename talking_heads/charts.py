@@ -496,7 +496,7 @@ def channel_graph(edges:pd.DataFrame, # one row per channel: `src dst src_layer 
     dots = base.mark_circle(size=110, opacity=1, color=ink)
     names = base.mark_text(dy=-13, fontSize=11).encode(text="name:N")
     said = "; ".join(f"{r.writer} to {r.dst} in {r['mode']}" for _,r in edges.sort_values("z",ascending=False).head(6).iterrows())
-    return _finish(alt.layer(lines,dots,names), title, subtitle, f"{len(edges)} channels among {len(nodes)} heads. Strongest: {said}.")
+    return _finish(alt.layer(lines,dots,names), title, subtitle, f"{len(edges)} pairs among {len(nodes)} heads. Strongest: {said}.")
 
 # %% ../nbs/charts.ipynb #c095
 def removal_bars(df:pd.DataFrame, # one row per component: `component` (its number), `name fall low high n`

@@ -81,11 +81,11 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
         raise SystemExit(130) from None
 
 # %% ../nbs/commands.ipynb #c015
-def _undo(out, model:str):
+def _undo(out):
     "Remove what an earlier th_edit wrote"
     from talking_heads.proposals import remove_outcome
     gone = remove_outcome(out)
-    print(f"Removed {len(gone)} files from {out}. The base model was never changed: {find_checkpoint(model).path}")
+    print(f"Removed {len(gone)} files from {out}. The base model was never changed.")
 
 def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device):
     "Load, propose, audit, write, say what came of it"
@@ -115,7 +115,7 @@ def th_edit(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             seed:Param("seed of prompts, text and training",int)=0,
             device:Param("cpu, cuda; the GPU if there is one",str)=None):
     "Find an edit that lifts the Laundry List, audit it, and keep it only if the audit passes"
-    return _undo(out,model) if undo else _with_progress(lambda: _edit(model,budget,out,how,full_audit,dry_run,baked,seed,device))
+    return _undo(out) if undo else _with_progress(lambda: _edit(model,budget,out,how,full_audit,dry_run,baked,seed,device))
 
 # %% ../nbs/commands.ipynb #c018
 def _draw(bars:dict, r:dict):

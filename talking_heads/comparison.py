@@ -227,7 +227,7 @@ def _audit(d:dict)->list: return [_row(v["rule"],v["value"],_bounds(v)) for v in
 
 def _forecast(d:dict)->list:
     said = (("auroc","AUROC from the coordinates","ci"),("confidence","AUROC from the model's confidence","confidence_ci"),
-            ("both","AUROC from both","both_ci"))
+            ("both","AUROC from both","both_ci"),("other_heads","AUROC from coordinates of other heads","other_heads_ci"))
     rows = [_row(name,d.get(k),d.get(ci),d.get("n")) for k,name,ci in said]
     rows += [_row("AUROC, labels shuffled",d.get("shuffled")),_row("share of prompts that fail",d.get("base_rate"),n=d.get("n"))]
     return rows+[_row(f"longest list with accuracy {r['accuracy']:g}",r["n_items"]) for r in d.get("longest",[])]

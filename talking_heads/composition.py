@@ -98,6 +98,7 @@ def compose(weights:AttentionWeights, # from `attention_weights`
             far=None, # a function of layer and mode that gives the metric of a reader's other side, see `detection`
            )->dict[str,Composition]: # by mode
     "Component scores of a whole model, one matrix product per reading layer"
+    if not modes or set(modes)-set("QKV"): raise HeadError(f"Unknown modes {modes!r}. Choose some of Q, K and V.")
     s,S,out,spectra = weights.shape,[],{m:[] for m in modes},[]
     n = s.n_heads*s.d_head
     V = torch.empty(s.n_layers*n,s.d_model)
@@ -255,6 +256,7 @@ def baseline(weights:AttentionWeights, # from `attention_weights`
             )->Tensor: # (src_layer src_head dst_layer dst_head); zero where the writer does not come first
     "A whole-head measure of the literature, for every causal pair"
     if method not in _measures: raise HeadError(f"Unknown measure {method!r}. Choose {', '.join(_measures)}.")
+    if mode not in ("Q","K","V"): raise HeadError(f"Unknown mode {mode!r}. Choose Q, K or V.")
     prepare,compare = _measures[method]
     L,H = weights.shape.n_layers,weights.shape.n_heads
     out,O = torch.zeros(L,H,L,H),[]

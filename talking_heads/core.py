@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TalkingHeadsError', 'ModelError', 'CheckpointError', 'IncompleteError', 'TaskError', 'HeadError', 'OutputError',
-           'EditError', 'Head', 'parse_head', 'check_heads', 'atomic_path', 'unwritable', 'write_json', 'sha256',
-           'sha256_many', 'versions', 'progress']
+           'EditError', 'Head', 'parse_head', 'check_heads', 'one_layer', 'atomic_path', 'unwritable', 'write_json',
+           'sha256', 'sha256_many', 'versions', 'progress']
 
 # %% ../nbs/core.ipynb #c003
 import errno, hashlib, json, os, re, sys, tempfile
@@ -65,12 +65,21 @@ def check_heads(heads, # one head or several, in any form `parse_head` reads
                 n_heads:int, # heads per layer
                )->list[Head]:
     "`heads` parsed, or `HeadError` for the first one the model does not have"
-    if isinstance(heads,(str,Head)) or all(isinstance(h,int) for h in heads): heads = [heads]
+    heads = [heads] if isinstance(heads,(str,Head)) else list(heads)
+    if heads and all(isinstance(h,int) for h in heads): heads = [tuple(heads)] # one head as (layer, head)
     parsed = [parse_head(h) for h in heads]
     for h in parsed:
         if not (h.layer<n_layers and h.head<n_heads):
             raise HeadError(f"Head {h} does not exist: the model has layers 0 to {n_layers-1} and heads 0 to {n_heads-1}.")
     return parsed
+
+# %% ../nbs/core.ipynb #n016
+def one_layer(heads:list, # of `Head`
+             )->int: # raises `HeadError` if they are of several layers
+    "The layer that all heads share"
+    layers = sorted({h.layer for h in heads})
+    if len(layers)!=1: raise HeadError(f"Heads of layers {layers}: all must be of one layer. Call once per layer.")
+    return layers[0]
 
 # %% ../nbs/core.ipynb #c017
 @contextmanager

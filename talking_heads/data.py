@@ -70,6 +70,7 @@ class Prompts:
         if isinstance(i,Tensor): i = i.nonzero().flatten().tolist() if i.dtype==torch.bool else i.tolist()
         return replace(self, prompts=tuple(self.prompts[j] for j in i))
     def __add__(self, other):
+        if self.task!=other.task: raise TaskError(f"{self.task} and {other.task} prompts cannot be joined in one batch.")
         if self.bos!=other.bos: raise TaskError("Prompts with and without BOS cannot be joined. Build both with the same `bos`.")
         return replace(self, prompts=self.prompts+other.prompts)
 
@@ -77,6 +78,7 @@ class Prompts:
 @patch(as_prop=True)
 def tokens(self:Prompts)->Tensor: # (batch pos), shorter prompts filled up on the right
     "Token ids of all prompts"
+    if not len(self): raise TaskError("There are no prompts here. Does `where` ask for something that none of them has?")
     width = max(len(p.tokens) for p in self)
     return torch.tensor([p.tokens+(self.pad_id,)*(width-len(p.tokens)) for p in self])
 
@@ -276,10 +278,13 @@ def ioi(tokenizer, # fast Hugging Face tokenizer
         templates:list[int]|None=None, # indices into `ioi_templates`; all if None
        )->Prompts: # raises `TaskError` if the tokenizer splits too many names
     "IOI prompts, balanced over templates and orders"
+    if n<1: raise TaskError(f"{n} prompts cannot be built: ask for at least 1.")
+    templates = list(range(len(ioi_templates)) if templates is None else templates)
+    if not templates or not set(templates)<=set(range(len(ioi_templates))): raise TaskError(f"Templates {templates} do not exist: choose some of 0 to {len(ioi_templates)-1}.")
     names,places,objects = (_enough(tokenizer,w,k,what) for w,k,what in
         [(ioi_names,20,"names"), (ioi_places,4,"places"), (ioi_objects,4,"objects")])
     rng,ids = random.Random(f"ioi-{seed}"),_word_ids(tokenizer,names)
-    cells = [(t,o) for t in (templates or range(len(ioi_templates))) for o in ("ABBA","BABA")]
+    cells = [(t,o) for t in templates for o in ("ABBA","BABA")]
     drafts = [_ioi_draft(rng, *cells[i%len(cells)], names, places, objects, ids) for i in range(n)]
     return _build(tokenizer, drafts, "ioi", bos)
 
@@ -381,6 +386,7 @@ def laundry_list(tokenizer, # fast Hugging Face tokenizer
                 )->Prompts: # raises `TaskError` on a bad length, template or tokenizer
     "Laundry List prompts of one length and template, balanced over the answer's position and the order of mention"
     if template not in list_templates: raise TaskError(f"Unknown template {template!r}. Choose one of {', '.join(list_templates)}.")
+    if n<1: raise TaskError(f"{n} prompts cannot be built: ask for at least 1.")
     if not 2<=n_items<=20: raise TaskError(f"A list of {n_items} items cannot be built: choose 2 to 20.")
     items = _enough(tokenizer, list_items, n_items, "items")
     rng,ids = random.Random(f"list-{template}-{n_items}-{seed}"),_word_ids(tokenizer,items)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['vega_file', 'views', 'DocsError', 'page_name', 'directives', 'Symbol', 'symbols', 'symbol_index', 'linked', 'card',
-           'site_notebook', 'sidebar', 'citation_page', 'dark_theme', 'project_root', 'prepare', 'mathml', 'finish',
-           'link_faults', 'build_docs', 'serve_preview', 'chromium', 'browser', 'settled', 'take_screenshots', 'served',
-           'page_costs', 'th_docs']
+           'site_notebook', 'sidebar', 'citation_page', 'dark_theme', 'project_root', 'prepare', 'mathml', 'stackable',
+           'finish', 'link_faults', 'build_docs', 'serve_preview', 'chromium', 'browser', 'settled', 'take_screenshots',
+           'served', 'page_costs', 'th_docs']
 
 # %% ../nbs/docs.ipynb #c003
 import ast, functools, html, http.server, io, json, re, shutil, subprocess, tempfile, threading, time, tokenize
@@ -462,6 +462,20 @@ def mathml(page:str, # HTML with formulas as smalldocs writes them
         return f'<span class="math {m[1]}"{reach}>{shown}</span>'
     return _math.sub(one,page)
 
+# %% ../nbs/docs.ipynb #n067
+_prose_table = re.compile(r'<table class="caption-top table">.*?</table>',re.S)
+
+def stackable(page:str, # HTML of a page
+             )->str:
+    "Markdown tables of three columns or more, each cell labelled with its column"
+    def one(m):
+        heads = [html.unescape(re.sub(r"<[^>]+>","",h)).strip() for h in re.findall(r"<th\b[^>]*>(.*?)</th>",m[0],re.S)]
+        if len(heads)<3: return m[0]
+        label = iter(heads*m[0].count("<td"))
+        cells = re.sub(r"<td\b",lambda _: f'<td data-label="{html.escape(next(label))}"',m[0])
+        return cells.replace("caption-top table","caption-top table th-stack",1)
+    return _prose_table.sub(one,page)
+
 # %% ../nbs/docs.ipynb #c066
 _katex = re.compile(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?')
 _import = re.compile(r"""@import\s+(?:url\()?\s*["']?https?:.*?["']?\s*\)?\s*;(?=[^0-9])""",re.S)
@@ -470,7 +484,7 @@ _policy = ("default-src 'self' file: data: blob:; script-src 'self' file: 'unsaf
 
 def _finish_page(path, policy):
     "One page without requests to the outside, and with code that the keyboard can scroll"
-    text = mathml(path.read_text(encoding="utf-8"))
+    text = stackable(mathml(path.read_text(encoding="utf-8")))
     text = _katex.sub("",text)
     text = re.sub(r"<pre(?![^>]*tabindex)",'<pre tabindex="0"',text)
     text = re.sub(r'(<i class="bi[^"]*") role="img"',r'\1 aria-hidden="true"',text) # its link or button has the name

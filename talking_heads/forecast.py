@@ -323,7 +323,7 @@ def forecast_results(f:Forecast,
     "AUROC over pairs of the same template and length, in held-out prompts, and which lists fail"
     row = f.table[f.table.pairs!="all"].set_index("forecaster")
     out = dict(n=len(f.test))
-    for key,name in (("auroc","channel"),("confidence","confidence"),("both","both")):
+    for key,name in (("auroc","channel"),("confidence","confidence"),("both","both"),("other_heads","other heads")):
         out |= {key:float(row["mean"][name]),"ci" if key=="auroc" else f"{key}_ci":[float(row.low[name]),float(row.high[name])]}
     out |= dict(shuffled=float(f.shuffled.mean()),base_rate=float(f.test.fail.mean()))
     out |= dict(longest=[dict(accuracy=a,n_items=longest_list(f.test,a)) for a in accuracies])

@@ -367,7 +367,7 @@ class Settings:
     kl:float=.013 # budget: nats per token of train text
     weight:float=10. # of the KL divergence at the start
     prefix:float=.25 # how much the lists' own words count beside ordinary text
-    contrast:float=6. # weight of the contrasts; 0 for training without
+    contrast:float=12. # weight of the contrasts; 0 for training without
     end:float=.25 # how much the KL divergence at their end counts beside the rise of the item left over
     seed:int=0 # of the order in which things are seen
 
@@ -833,7 +833,7 @@ arms = { # name to a function of a workshop
     "only five items": _trained(best,"only five items",n_items=(5,),contrast=0.),
     "only eight items": _trained(best,"only eight items",n_items=(8,),contrast=0.),
     "half the KL": _trained(best,"half the KL",kl=.0065,contrast=0.),
-    "double contrast": _trained(best,"double contrast",contrast=12.)}
+    "lighter contrasts": _trained(best,"lighter contrasts",contrast=6.)}
 
 # %% ../nbs/lifting.ipynb #c075
 def _code()->str:
@@ -983,7 +983,7 @@ def propose_edit(model, # from `load_model`
                  how:str="quick", # "quick", "full" or "tiny": how much is trained on
                  kl:float=.013, # budget on train text, nats per token
                  n:int=64, # most gains
-                 contrast:float=6., # weight of the contrast suite
+                 contrast:float=12., # weight of the contrast suite
                  seed:int=0, # of prompts, text and order
                  circuit:Circuit|None=None, # where it is known already
                 )->Proposal: # the model is left as it was

@@ -90,7 +90,7 @@ def ordinary_text(tokenizer, # of the model that shall read it
     return Text(tokens, tuple(s for s,_ in windows[:n]), split, digest, _unknown(tokenizer,tokens))
 
 # %% ../nbs/probes.ipynb #c019
-contrast_forms = { # kind, text; {copy} is the list again up to an item, {first} and {last} need no field
+contrast_forms = { # kind, text; {copy} is the list again up to an item
     "found": ("mentioned", "There were {N} things: {list}. Sam lost {rest}. Later Sam found the"),
     "bought": ("mentioned", "The shop sold {N} things: {list}. Anna bought {rest}. At home Anna unpacked the"),
     "asked": ("mentioned", "There were {N} things: {list}. Sam lost {rest}. What did Sam lose? Sam lost the"),

@@ -85,7 +85,8 @@ def edit_page(o:Outcome, path:Path, # the HTML file to write
               model_name:str)->Path:
     "One offline page about an edit: verdict, what it changes, what it does, what got worse, how to undo it"
     esc,a = html.escape,o.audit
-    undo = "Nothing was written into the model: leave the adapter out, or run th_edit --undo with this folder, and it is as before."
+    undo = ("Nothing was written into the model: leave the adapter out, or run th_edit --undo with this folder, and it is as before." if o.kept
+            else "Nothing was written into the model, and no weights were kept.")
     parts = [f"<h1>An edit of {esc(model_name)}</h1><p><b>{'Kept' if o.kept else 'Not kept'}.</b> {esc(o.why)}.</p>",
              f"<h2>What it changes</h2>{o.edit._repr_html_()}", f"<h2>What the audit says</h2>{a._repr_html_()}",
              f"<h2>What got worse, clearest first</h2>{_table(a.worse.head(12).drop(columns='clear')) if len(a.worse) else '<p>Nothing, beyond its interval.</p>'}",

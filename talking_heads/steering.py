@@ -45,6 +45,7 @@ def subspace(weights:AttentionWeights, # from `attention_weights`
         h,i = parse_component(n)
         by.setdefault(check_heads(h,weights.shape.n_layers,weights.shape.n_heads)[0],[]).append(i)
     if not by: raise HeadError("No component is named. Name at least one, such as 8.10.1.")
+    if twice := [f"{h}.{i}" for h,ix in by.items() for i in set(ix) if ix.count(i)>1]: raise HeadError(f"Component {twice[0]} is named twice.")
     V = {h:components(weights,h.layer).Vh[h.head] for h in by}
     for h,i in by.items():
         if max(i)>=len(V[h]): raise HeadError(f"Component {h}.{max(i)} does not exist: head {h} has components 0 to {len(V[h])-1}.")

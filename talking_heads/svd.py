@@ -32,7 +32,7 @@ class Family:
     offset:float=0. # added to norm gains: 1 where they are stored as differences from 1
     post_norm:str|None=None # norm after attention, before the write is added
     qk_norm:bool=False # norms on queries and keys, inside the head
-    prefixes:tuple=("model.","") # what may stand before `layer`
+    prefixes:tuple=("model.","","model.language_model.","language_model.model.") # what may stand before `layer`; the last two where a model also sees
 
 # %% ../nbs/02_svd.ipynb #c007
 _llama = dict(layer="layers.{l}.", q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj", o="self_attn.o_proj", norm="input_layernorm")
@@ -290,9 +290,9 @@ def degenerate(S:Tensor, # (... r) falling
                gap:float=.01, # smallest relative distance to a neighbour that keeps a component apart
               )->Tensor: # (... r) booleans
     "Components whose singular value is within `gap` of a neighbour's, relative to the larger"
-    near = (S[...,:-1]-S[...,1:]) < gap*S[...,:-1]
+    near = (S[...,:-1]-S[...,1:]) <= gap*S[...,:-1]
     no = torch.zeros_like(S[...,:1], dtype=torch.bool)
-    return torch.cat([near,no],-1)|torch.cat([no,near],-1)
+    return torch.cat([near,no],-1)|torch.cat([no,near],-1)|(S<=1e-6*S[...,:1]) # without a singular value any direction would do
 
 def effective_rank(S:Tensor, # (... r)
                   )->Tensor: # (...)

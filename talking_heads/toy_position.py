@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['position_circuit', 'trainings', 'position_words', 'new_toy_position', 'draw_names', 'train_toy_position',
-           'make_toy_position', 'coordinates', 'explained', 'donors', 'answers_after', 'changed', 'try_trainings']
+           'make_toy_position', 'first_coordinates', 'donors', 'answers_after', 'changed', 'try_trainings']
 
 # %% ../nbs/toy_position.ipynb #c003
 import json, math, re, tempfile
@@ -144,7 +144,7 @@ def make_toy_position(out:Path, # folder for the model
 
 # %% ../nbs/toy_position.ipynb #c025
 @torch.no_grad()
-def coordinates(model, # from `load_model`
+def first_coordinates(model, # from `load_model`
                 r:Readout, # with END as the query
                 heads, # of one layer
                )->Tensor: # (batch head)
@@ -152,18 +152,8 @@ def coordinates(model, # from `load_model`
     from talking_heads.composition import write_directions
     from talking_heads.svd import attention_weights
     heads = check_heads(heads,*r.z.shape[1:3])
-    V = write_directions(attention_weights(model)[heads[0].layer])[1]
+    V = write_directions(attention_weights(model)[one_layer(heads)])[1]
     return torch.stack([r.z[:,h.layer,h.head]@model.W_O[h.layer,h.head].detach()@V[h.head,0] for h in heads],-1)
-
-# %% ../nbs/toy_position.ipynb #c029
-def explained(y:Tensor, # (n)
-              groups, # (n) labels
-             )->float:
-    "Share of the variance of y that lies between groups, adjusted for their number (zero by chance)"
-    s = pd.Series(y.double().numpy())
-    g = s.groupby(list(groups))
-    within = float(((s-g.transform("mean"))**2).sum())/(len(s)-g.ngroups)
-    return 1-within/float(s.var())
 
 # %% ../nbs/toy_position.ipynb #c035
 def donors(prompts:Prompts, # IOI prompts
@@ -214,7 +204,7 @@ def _judge(model, tok, heads:int)->dict:
         m = load_model(d,device="cpu")
     p,hs = ioi(**task_args(m),n=600,seed=50),list(range(heads))
     r = readout(m,p)
-    c,f = coordinates(m,r,[Head(2,h) for h in hs]),p.frame()
+    c,f = first_coordinates(m,r,[Head(2,h) for h in hs]),p.frame()
     mean = lambda g: sum(explained(c[:,h],g) for h in hs)/heads
     return dict(accuracy=float(prompt_scores(r).top1.mean()),place=mean(f.order),name=mean(f.S),
                 **{f"other {k}":float(changed(m,p,k,2,hs).double().mean()) for k in ("both","word","place")})

@@ -270,7 +270,7 @@ def claim(key:str, title:str, section:str, rule:str, control:str, lack:str):
         return f
     return add
 
-def _ci(x)->str: return f"[{x[0]:.2f}, {x[1]:.2f}]"
+def _ci(x, d:int=2)->str: return f"[{x[0]:.{d}f}, {x[1]:.{d}f}]"
 
 # %% ../nbs/verdicts.ipynb #c027
 _no_weights,_no_pairs = "Weights were not scanned.","No pairs of heads are known to talk in this model."
@@ -282,7 +282,7 @@ def _by_mode(part:dict, good:dict, say, evidence)->tuple: # verdict, reason, evi
     return (yes if all(good.values()) else partly if any(good.values()) else no),said,evidence
 
 @claim("low_rank","What a head says to its reader goes through few of its directions","weights",
-       f"In each mode with known pairs the loudest component carries at least {limits['times_random']:g} times the share it would with isotropic writers, and more than for "
+       f"In each mode with known pairs the loudest component carries at least {limits['times_random']:g} times the share it would with isotropic writers (by the lower end of its interval), and more than for "
        "other readers of the same writer (interval above 0). All modes: replicates; some: partly.", "isotropic writers; other readers of the same writers",_no_weights)
 def _low_rank(w, r):
     part = w["concentration"]
@@ -297,7 +297,7 @@ def _low_rank(w, r):
 def _components(w, r):
     board = w["board"]
     sure = {m:v["lift_ci"][0]>0 and v["component"]>=limits["times_chance"]*v["chance"] for m,v in board.items()}
-    say = lambda v: (f"{v['component']:.3f} against {v['head']:.3f}, difference {v['lift']:+.3f} {_ci(v['lift_ci'])}, chance {v['chance']:.3f}, "
+    say = lambda v: (f"{v['component']:.3f} against {v['head']:.3f}, difference {v['lift']:+.3f} {_ci(v['lift_ci'],3)}, chance {v['chance']:.4f}, "
                      f"median ranks {v['median_component']:g} and {v['median_head']:g}, {v['n_edges']} pairs")
     verdict,said,evidence = _by_mode(board,sure,say,{f"AP {m}":v["component"] for m,v in board.items()})
     ahead = bool(board) and all(v["lift"]>0 for v in board.values()) and any(sure.values())
@@ -311,7 +311,7 @@ def _weights_predict(w, r):
     board = w["board"]
     p = dict(zip(board,holm([v["p"] for v in board.values()])))
     good = {m:p[m]<limits["p"] and v["component"]>=limits["times_chance"]*v["chance"] for m,v in board.items()}
-    say = lambda v: f"average precision {v['component']:.3f} {_ci(v['component_ci'])}, chance {v['chance']:.4f}, p {v['p']:.3f}"
+    say = lambda v: f"average precision {v['component']:.3f} {_ci(v['component_ci'],3)}, chance {v['chance']:.4f}, p {v['p']:.3f}"
     verdict,said,evidence = _by_mode(board,good,say,{f"AP {m}":v["component"] for m,v in board.items()})
     missing = [m for m in "QKV" if board and m not in board]
     return (partly if missing and verdict==yes else verdict),said+(f"; no known pairs in {', '.join(missing)}" if missing else ""),evidence
@@ -321,7 +321,7 @@ _no_channel = "No inhibition head with later movers was found, so there is no me
 
 @claim("removal","Removing one component breaks inhibition","removal",
        f"Removed at END, the component takes at least {limits['removal']:.0%} of the inhibition score (interval above half of that), every other component of the head at most half as much; "
-       f"in the weights it takes as much, and random components at most {limits['control']:.0%} of what it takes. At END only: partly.",
+       f"in the weights it takes as much, and random components at most {limits['control']:.0%} of what it takes. Only at END, or only in the weights: partly.",
        "every other component of the head; random components of the head and of others in its layer",_no_channel)
 def _removal(v, r):
     e,intact = v["everywhere"],v["everywhere"]["intact"]["score"]
@@ -331,23 +331,25 @@ def _removal(v, r):
     at_end = v["relative"]>=limits["removal"] and relative_low>limits["removal"]/2 and v["largest_other"]<=v["relative"]/2
     in_weights = lost[own]>=limits["removal"] and max(map(abs,(lost[k] for k in rest)),default=0)<=limits["control"]*lost[own]
     said = (f"{v['component']} takes {v['relative']:.0%} of the inhibition score at END, the next component {v['largest_other']:.0%} (n={v['n']}); "
-            f"in the weights {lost[own]:.0%}, random components {max((lost[k] for k in rest),default=0):.0%} at most")
+            f"in the weights {lost[own]:.0%}, random components change it by {max((abs(lost[k]) for k in rest),default=0):.0%} at most")
     return (yes if at_end and in_weights else partly if at_end or in_weights else no),said,dict(at_end=v["relative"],next=v["largest_other"],in_weights=lost[own])
 
 # %% ../nbs/verdicts.ipynb #c032
 @claim("signal","The signal is positional and does not depend on content","signal",
        f"The order of the names explains at least {limits['order']:.0%} of the coordinate's variance and neither name more than {limits['names']:.0%}; a threshold from other templates "
-       f"sorts at least {limits['transfer']:.0%} of a new one (interval above .5). Order first, but less clean: partly.", "shuffled orders; the head's other components",_no_channel)
+       f"sorts at least {limits['transfer']:.0%} of a new one (interval above .5 and above shuffled orders); of the head's other components the median one knows at most {limits['control']:.0%} "
+       "of what this one does. Order first, but less clean: partly.", "shuffled orders; the head's other components",_no_channel)
 def _signal(v, r):
-    clean = v["order"]>=limits["order"] and v["names"]<=limits["names"] and v["transfer"]>=limits["transfer"]
+    clean = (v["order"]>=limits["order"] and v["names"]<=limits["names"] and v["others"]<=limits["control"]*v["order"]
+             and v["transfer"]>=limits["transfer"] and v["transfer_ci"][0]>max(.5,v["shuffled"]))
     some = v["order"]>2*max(v["names"],v["others"],0) and v["order"]>=limits["order"]/2 and v["transfer_ci"][0]>.5
     said = (f"order explains {v['order']:.0%}, names at most {max(v['names'],0):.0%}, the median other component's order {max(v['others'],0):.0%}; "
             f"sorted in new templates {v['transfer']:.2f} {_ci(v['transfer_ci'])}, shuffled {v['shuffled']:.2f} (n={v['n']})")
-    return (yes if clean and v["transfer_ci"][0]>.5 else partly if some else no),said,dict(order=v["order"],names=v["names"],transfer=v["transfer"])
+    return (yes if clean else partly if some else no),said,dict(order=v["order"],names=v["names"],transfer=v["transfer"])
 
 # %% ../nbs/verdicts.ipynb #c033
 @claim("index","A few dimensions index the items of a list","steering",
-       f"With three components every target is named more often than with three random ones (intervals apart) and at least {limits['steering']:g} above chance, at each length tried. "
+       f"With three components the targets, each item in turn, are on average named more often than with three random ones (intervals apart), the lower end at least {limits['steering']:g} above chance, at each length tried. "
        "At some lengths: partly.", "three random components of the same head, fitted in the same way; chance",_no_channel)
 def _index(v, r):
     good = {n:s["ci"][0]>s["random_ci"][1] and s["ci"][0]>=1/int(n)+limits["steering"] for n,s in v.items()}
@@ -355,9 +357,9 @@ def _index(v, r):
     return (yes if all(good.values()) else partly if any(good.values()) else no),said,{f"named N={n}":s["named"] for n,s in v.items()}
 
 # %% ../nbs/verdicts.ipynb #c035
-@claim("crowding","Long lists crowd the subspace, and order matters","crowding",
+@claim("crowding","Skill falls as lists grow, and the place of the answer or the order of mention matters","crowding",
        f"Skill is at least {limits['skill']:g} at the shortest length and at least {limits['fall']:g} lower at the longest, intervals apart; and accuracy differs between orders of mention "
-       f"or places of the answer (p below {limits['p']:g} after Holm's correction). One of the two: partly.", "chance at each length; orders and places dealt out again","No lists were run.")
+       f"or places of the answer (p below {limits['p']:g} after Holm's correction). One of the two: partly. Below that skill at the shortest length: cannot be tested.", "chance at each length; orders and places dealt out again","No lists were run.")
 def _crowding(v, r):
     first,last = v["lengths"][0],v["lengths"][-1]
     if first["skill"]<limits["skill"]: return untested,f"The model cannot do the task: skill {first['skill']:.2f} with {first['n_items']} items.",dict(skill=first["skill"])
@@ -373,8 +375,8 @@ def _lifts(rows:list, split:str)->dict: # mean change, mean of the lower ends
     return {k:float(np.mean([x[k] for x in own])) for k in ("change","low","high")} if own else dict(change=math.nan,low=math.nan,high=math.nan)
 
 @claim("lift","Editing representations or weights lifts the Laundry List","lifting",
-       f"Weights: learned gains add at least {limits['lift']:.0%} top-1 accuracy on held-out templates, averaged over lengths, and beat as many random gains (each length's interval above 0 "
-       "on average). Representations: scaling the component, by a factor chosen on training prompts, adds accuracy (interval above 0) at some length. Both: replicates; one: partly.",
+       f"Weights: learned gains add at least {100*limits['lift']:.0f} points of top-1 accuracy on held-out templates, averaged over lengths, and beat as many random gains (the lower ends of the lengths' "
+       "intervals are on average above 0 and above the random gains' mean change). Representations: scaling the component, by a factor chosen on training prompts, adds accuracy (interval above 0) at some length. Both: replicates; one: partly.",
        "random gains in the same layers, trained alike; factor 1",_no_channel)
 def _lift(v, r):
     learned = v.get("learned")

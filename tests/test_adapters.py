@@ -1,5 +1,6 @@
 "Exports read back by plain peft and plain transformers, on every family; cards; refusals"
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,20 @@ def test_a_folder_of_others_is_left_alone(toy, tmp_path):
         with pytest.raises(OutputError, match="no export of ours"): export(edit, toy, theirs)
     assert [p.name for p in tmp_path.iterdir()] == ["theirs"] and [p.name for p in theirs.iterdir()] == ["thesis.txt"]
     with pytest.raises(OutputError): to_peft(edit, toy, theirs/"thesis.txt")
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_earlier_export_survives_a_failing_one(toy, tmp_path, monkeypatch, error):
+    from talking_heads import adapters
+    first = component_edit(toy, "1.0.0")
+    to_peft(first, toy, tmp_path/"x")
+    rename = Path.rename
+    def failing(self, to):
+        if Path(to) == tmp_path/"x" and not self.name.endswith(".old"): raise error("stopped")
+        return rename(self, to)
+    monkeypatch.setattr(adapters.Path, "rename", failing)
+    with pytest.raises((OutputError, KeyboardInterrupt)): to_peft(component_edit(toy, "1.1.0"), toy, tmp_path/"x")
+    monkeypatch.undo()
+    assert load_edit(tmp_path/"x"/"edit", toy) == first and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 def test_an_earlier_export_is_replaced_whole(toy, tmp_path):
     bake(component_edit(toy, "1.0.0"), toy, tmp_path/"x")

@@ -107,7 +107,7 @@ def test_run_folder_keeps_what_is_not_its_own(tmp_path):
     RunFolder(tmp_path, {"a": 2})
     assert (tmp_path/"notes.txt").read_text() == "mine" and not (tmp_path/"tables"/"t.parquet").exists()
 
-@pytest.mark.parametrize("theirs", ["results.json", "paper.html", "tables/mine.csv", "charts/mine.svg"])
+@pytest.mark.parametrize("theirs", ["results.json", "paper.html", "paper.ipynb", "tables/mine.csv", "charts/mine.svg"])
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_foreign_folder_is_refused(tmp_path, theirs, resume):
     (tmp_path/theirs).parent.mkdir(exist_ok=True)

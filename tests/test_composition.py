@@ -178,6 +178,9 @@ def test_bad_input():
     with pytest.raises(HeadError, match="come before"): component_pairs(W, "1.0", "1.1")
     with pytest.raises(HeadError, match="Unknown mode"): reader_factors(W[0], "O")
     with pytest.raises(HeadError, match="Unknown measure"): baseline(W, "Q", "cosine")
+    with pytest.raises(HeadError, match="Unknown mode"): baseline(W, "X")
+    for modes in ("", "QX"):
+        with pytest.raises(HeadError, match="Unknown modes"): compose(W, modes)
 
 def test_ranking_says_what_a_score_leaves_out():
     g = torch.Generator().manual_seed(0)

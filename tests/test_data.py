@@ -76,6 +76,13 @@ def test_bad_requests():
     with pytest.raises(TaskError, match="Unknown corruption"): corrupt(ioi(tok, 4), "x")
     with pytest.raises(TaskError, match="IOI prompts"): corrupt(laundry_list(tok, 3, 4))
     with pytest.raises(TaskError, match="cannot be joined"): ioi(tok, 4)+ioi(tok, 4, bos=True)
+    with pytest.raises(TaskError, match="cannot be joined"): ioi(tok, 4)+laundry_list(tok, 3, 4)
+    for n in (0, -2):
+        with pytest.raises(TaskError, match="at least 1"): ioi(tok, n)
+        with pytest.raises(TaskError, match="at least 1"): laundry_list(tok, 3, n)
+    for t in ([], [15], [-1]):
+        with pytest.raises(TaskError, match="do not exist"): ioi(tok, 4, templates=t)
+    with pytest.raises(TaskError, match="There are no prompts"): ioi(tok, 4).where(order="XX").tokens
     none = tiny.tokenizer(); none.bos_token = None
     with pytest.raises(TaskError, match="has none"): ioi(none, 4, bos=True)
 

@@ -226,3 +226,14 @@ def test_cautious_and_overconfident_intervals_are_as_the_notebook_says(study):
     assert (study[study.how == "exact"].high >= .95).all() and c["rate 0.03", "exact", 60] > .97
     assert c["rare changes", "percentile", 60] < .93 and c["5 templates", "percentile over templates", 200] < .9
     assert c["2 templates", "over prompts", 200] < c["2 templates", "over prompts", 60] < .5
+
+def test_explained():
+    g = torch.Generator().manual_seed(0)
+    labels = [i % 3 for i in range(300)]
+    x = torch.tensor(labels).double()
+    assert explained(x, labels) == 1
+    noise = torch.stack([torch.tensor(explained(torch.randn(300, generator=g), labels)) for _ in range(200)])
+    assert abs(float(noise.mean())) < .005
+    half = x+torch.randn(300, generator=g).double()*x.std()
+    assert .4 < explained(half, labels) < .6
+    assert explained(torch.zeros(300), labels) == 0

@@ -2,6 +2,7 @@
 import pytest
 
 from talking_heads.checkpoints import find_checkpoint
+from talking_heads.core import HeadError
 from talking_heads.hooks import load_model
 from talking_heads.paths import *
 import json
@@ -23,3 +24,6 @@ def test_toy_paths():
     "In the toy the inhibition heads' paths carry the message, the others carry none"
     f = path_effects(load_model("toy", device="cpu"), ["2.0", "2.1"], n=60).set_index("src")
     assert (f.loc[["1.0", "1.1"]].effect > .05).all() and (f.drop(["1.0", "1.1", "1.2"]).effect.abs() < .05).all()
+
+def test_readers_of_two_layers_are_refused():
+    with pytest.raises(HeadError, match="one layer"): path_effects(load_model("toy", device="cpu"), ["1.0", "2.1"])

@@ -86,17 +86,6 @@ def test_falls_are_paired_means(toy, prompts, components_of):
     d = v.choices[..., 0]-v.choices[..., 1]
     assert abs(f.ld_fall[0]-float((d[:, -1]-d[:, 0]).double().mean())) < 1e-6
 
-def test_explained():
-    g = torch.Generator().manual_seed(0)
-    labels = [i % 3 for i in range(300)]
-    x = torch.tensor(labels).double()
-    assert explained(x, labels) == 1
-    noise = torch.stack([torch.tensor(explained(torch.randn(300, generator=g), labels)) for _ in range(200)])
-    assert abs(float(noise.mean())) < .005
-    half = x+torch.randn(300, generator=g).double()*x.std()
-    assert .4 < explained(half, labels) < .6
-    assert explained(torch.zeros(300), labels) == 0
-
 def test_places_are_told_where_they_can_be():
     g = torch.Generator().manual_seed(0)
     place = torch.arange(400) % 4
@@ -110,6 +99,8 @@ def test_bad_input_is_named(toy, prompts, components_of):
     with pytest.raises(HeadError, match="one layer"): remove_each(toy, prompts, [(Head(1, 0), torch.ones(64)), (Head(0, 0), torch.ones(64))], movers)
     with pytest.raises(HeadError, match="does not exist"): scale_component(toy, prompts, "7.0", torch.ones(64), [1], movers)
     with pytest.raises(HeadError, match="does not exist"): remove_each(toy, prompts, components_of[1], ["5.0"])
+    with pytest.raises(HeadError, match="one layer"): head_components(attention_weights("toy"), ["0.1", "1.0"])
+    with pytest.raises(HeadError, match="one layer"): silence_each(toy, prompts, ["0.1", "1.0"], movers)
     with pytest.raises(HeadError): head_components(attention_weights("toy"), ["3.0"])
 
 def test_the_model_is_left_as_it_was(toy, prompts, components_of):

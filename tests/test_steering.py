@@ -121,6 +121,7 @@ def test_random_subspaces_are_as_large_and_others(weights):
 def test_bad_input_is_named(toy, weights):
     with pytest.raises(HeadError, match="no component|No component"): subspace(weights, [])
     with pytest.raises(HeadError, match="does not exist"): subspace(weights, ["1.0.9"])
+    with pytest.raises(HeadError, match="named twice"): subspace(weights, ["1.0.0", "1.0.0"])
     with pytest.raises(TaskError, match="one length"): steer(toy, lists(toy, 3)+lists(toy, 4), subspace(weights, circuit), torch.zeros(3, 4))
     with pytest.raises(TaskError, match="Laundry"): steer(toy, ioi(**task_args(toy), n=6), subspace(weights, circuit), torch.zeros(3, 4))
 

@@ -1,5 +1,6 @@
 "Attention weights of every family against TransformerLens, components against float64"
 import json
+import shutil
 import subprocess
 import sys
 
@@ -161,3 +162,18 @@ def test_effective_rank_and_degeneracy():
     assert effective_rank(torch.tensor([3., 0., 0.])).item() == pytest.approx(1) and effective_rank(torch.ones(7)).item() == pytest.approx(7)
     assert degenerate(torch.tensor([5., 4., 3.999, 1.])).tolist() == [False, True, True, False]
     assert degenerate(torch.tensor([2.])).tolist() == [False]
+    assert degenerate(torch.tensor([[1., .5, 0., 0.], [1., .5, .2, 0.]])).tolist() == [[False, False, True, True], [False, False, False, True]]
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_half_of_a_model_that_sees(tmp_path, prefix):
+    "Its config wraps the text model's, and its tensors stand under a longer name"
+    d = tiny.save("gemma3", tmp_path)
+    before = attention_weights(str(d))
+    want = [before[1].W_Q.clone(), before[0].W_O.clone()]
+    config, t = json.loads((d/"config.json").read_text()), load_file(d/"model.safetensors")
+    e = tmp_path/"sees"
+    shutil.copytree(d, e, ignore=lambda *_: ["sees"])
+    (e/"config.json").write_text(json.dumps(dict(model_type="gemma3", text_config=config)))
+    save_file({k.replace("model.", prefix, 1): v for k, v in t.items()}, e/"model.safetensors")
+    w = attention_weights(str(e))
+    assert torch.equal(w[1].W_Q, want[0]) and torch.equal(w[0].W_O, want[1])

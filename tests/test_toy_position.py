@@ -49,7 +49,7 @@ def test_names_it_never_saw(model, prompts):
     assert got >= .97
 
 def test_coordinates_say_place_and_not_name(model, prompts, read):
-    c, f = coordinates(model, read, ["2.0", "2.1"]), prompts.frame()
+    c, f = first_coordinates(model, read, ["2.0", "2.1"]), prompts.frame()
     for h in (0, 1):
         place, name = explained(c[:, h], f.order), explained(c[:, h], f.S)
         assert place > .8 and abs(name) < .25 and explained(c[:, h], f.template) < .1

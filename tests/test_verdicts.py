@@ -53,6 +53,14 @@ def test_what_is_missing_costs_the_verdict(section, change, claim, verdict):
     assert said(r)[claim] == verdict
 
 def test_controls_matter():
+    for change in (dict(others=.95), dict(shuffled=.99)): # other components know the order as well; shuffled orders are sorted as well
+        r = effect()
+        r["signal"] |= change
+        assert said(r)["signal"] != yes
+    r = effect()
+    r["removal"]["everywhere"]["random, other heads 0"]["score"] = .4 # a control that raises the score by 60%
+    v = next(v for v in judge_claims(r) if v.claim=="removal")
+    assert v.verdict == partly and "change it by 60%" in v.reason
     r = effect()
     r["lifting"]["learned"]["random"] = [x | dict(change=.19) for x in r["lifting"]["learned"]["lists"]]
     assert said(r)["lift"] == partly # only the scaling is left
