@@ -575,6 +575,7 @@ def heads_and_components(df:pd.DataFrame, # all writers of one reader: `src scor
                          classes:dict, # writing heads to mark, head to class, e.g. `{"8.6":"inhibition"}`
                          title:str="", # the finding
                          subtitle:str="", # what to know beside it
+                         height:int=170, # of the upper panel, in pixels
                         )->alt.VConcatChart:
     "How loud each earlier head is as a whole and by its loudest component; a click shows all its components"
     df = _checked(df, "src score z share rank", "heads_and_components")
@@ -587,7 +588,7 @@ def heads_and_components(df:pd.DataFrame, # all writers of one reader: `src scor
         x=alt.X("component:O", title="component of the chosen head, by falling singular value", axis=alt.Axis(values=list(range(0,int(df.component.max())+1,4 if df.component.max()>12 else 1)),labelAngle=0,ticks=False)),
         y=alt.Y("z:Q", title="robust z", axis=alt.Axis(tickCount=3)), tooltip=_tooltip(df,"src score z rank"))
     said = "; ".join(f"{r['head']} rank {r['rank']} of {len(d)} as a whole, {r.loudest} rank {r.part_rank} of {len(df):,}" for _,r in d[d.cls!="other"].sort_values("part_rank").iterrows())
-    chart = alt.vconcat(_whole_scatter(d,classes,pick), bars.properties(width=560,height=50), spacing=8)
+    chart = alt.vconcat(_whole_scatter(d,classes,pick).properties(height=height), bars.properties(width=560,height=50), spacing=8)
     return _finish(chart, title, subtitle or "click a head to see its components", f"{len(d)} earlier heads, as wholes and by their loudest component. {said or 'None marked'}.")
 
 # %% ../nbs/charts.ipynb #c110
