@@ -202,7 +202,8 @@ def explained(x:Tensor, # (n) a coordinate
               labels, # (n) one label per prompt
              )->float: # at most 1; around 0, or a little below, where labels say nothing
     "Part of a variance that labels explain, adjusted for their number (epsilon squared)"
-    g = pd.Series(x.double().numpy()).groupby(pd.Series(list(labels)))
+    labels = labels.tolist() if isinstance(labels,Tensor) else list(labels) # a list of tensors would count each as a label of its own
+    g = pd.Series(x.double().numpy()).groupby(pd.Series(labels))
     within,total = float(g.apply(lambda s: ((s-s.mean())**2).sum()).sum()),float(((x.double()-x.double().mean())**2).sum())
     return 1-(within/max(1,len(x)-g.ngroups))/(total/(len(x)-1)) if total else 0.
 

@@ -237,3 +237,4 @@ def test_explained():
     half = x+torch.randn(300, generator=g).double()*x.std()
     assert .4 < explained(half, labels) < .6
     assert explained(torch.zeros(300), labels) == 0
+    assert explained(half, torch.tensor(labels)) == explained(half, labels)
