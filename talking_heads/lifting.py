@@ -820,7 +820,8 @@ def _permuted(w:Workshop)->Trained:
 arms = { # name to a function of a workshop
     "learned gains": _trained(best,"learned gains"),
     "without contrasts": _trained(best,"without contrasts",contrast=0.),
-    "random gains": _trained(_random,"random gains",contrast=0.),
+    "random gains": _trained(_random,"random gains"),
+    "random without contrasts": _trained(_random,"random without contrasts",contrast=0.),
     "rank-1 LoRA": _trained(lambda w: rank1(w.lessons,w.inhibition[0].layer),"rank-1 LoRA",rate=.0008,contrast=0.),
     "permuted gains": _permuted,
     "other heads": _trained(_other_heads,"other heads",contrast=0.),
