@@ -565,7 +565,7 @@ def _whole_scatter(d, classes, pick):
     color = alt.Color("cls:N", title=None, scale=alt.Scale(domain=names, range=[head_classes.get(c,hues[6]) for c in names[:-1]]+[ink]))
     tips = [alt.Tooltip("head:N"), alt.Tooltip("rank:Q",title="rank as a whole"), alt.Tooltip("z:Q",format=".1f",title="z as a whole"), alt.Tooltip("loudest:N",title="loudest component"),
             alt.Tooltip("part_rank:Q",title="its rank"), alt.Tooltip("part_z:Q",format=".1f",title="its z"), alt.Tooltip("part_score:Q",format=".3f",title="its score")]
-    base = alt.Chart(_inline_csv(d)).encode(x=alt.X("z:Q", title="the whole head (robust z of its score)", axis=alt.Axis(tickCount=6)), y=alt.Y("part_z:Q", title="its loudest component (robust z)"), tooltip=tips)
+    base = alt.Chart(_inline_csv(d)).encode(x=alt.X("z:Q", title="the whole head (robust z of its score)", axis=alt.Axis(tickCount=6)), y=alt.Y("part_z:Q", title="loudest component (z)"), tooltip=tips)
     dots = base.mark_circle(opacity=.9).encode(color=color, size=alt.condition(pick,alt.value(170),alt.value(65))).add_params(pick)
     names = base.transform_filter("datum.cls!='other'").mark_text(align="left", dx=8, dy=-5, fontSize=12).encode(text="loudest:N")
     return alt.layer(dots,names).properties(width=560, height=170)
