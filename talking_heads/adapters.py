@@ -65,17 +65,6 @@ def to_peft(edit:Edit,
         (tmp/"README.md").write_text(model_card(edit,model,"adapter",report),encoding="utf-8")
     return _export(edit,Path(folder),fill)
 
-# %% ../nbs/adapters.ipynb #n013
-def _replace(folder:Path, new:Path):
-    "Put `new` in the place of `folder`; if that fails or is interrupted, the old one stays"
-    aside = new.with_name(new.name+".old")
-    if folder.exists(): folder.rename(aside)
-    try: new.rename(folder)
-    except BaseException:
-        if aside.exists() and not folder.exists(): aside.rename(folder)
-        raise
-    shutil.rmtree(aside,ignore_errors=True)
-
 # %% ../nbs/adapters.ipynb #c013
 def _export(edit:Edit, folder:Path, fill)->Path:
     "Fill a new folder beside `folder` and put it in its place"
@@ -90,7 +79,7 @@ def _export(edit:Edit, folder:Path, fill)->Path:
         fill(tmp)
         edit.save(tmp/"edit")
         tmp.chmod(0o755)
-        _replace(folder,tmp)
+        replace_folder(tmp,folder)
     except OSError as e: raise unwritable(folder,e) from e
     finally: shutil.rmtree(tmp,ignore_errors=True)
     return folder
@@ -116,6 +105,7 @@ def _tokenizer(model):
     c = getattr(model,"checkpoint",None)
     return AutoTokenizer.from_pretrained(c.path,local_files_only=True,trust_remote_code=False) if c and c.path else model.tokenizer
 
+# %% ../nbs/adapters.ipynb #c016b
 def bake(edit:Edit,
          model, # the one it was made for
          folder, # new or empty, or holding an earlier export

@@ -363,6 +363,7 @@ def worse(self:Audit)->pd.DataFrame:
     t = self.changes[self.changes.worse&((self.changes.low>0)|(self.changes.high<0))]
     return t.assign(clear=t.change.abs()/(t.high-t.low).clip(lower=1e-12)).sort_values("clear",ascending=False,kind="stable",ignore_index=True)
 
+# %% ../nbs/audit.ipynb #c041b
 @patch
 def _repr_html_(self:Audit): # the reason stands below its numbers, since it would squeeze them beside
     show = lambda f,*x: "" if any(v!=v for v in x) else f.format(*x) # NaN: nothing was measured

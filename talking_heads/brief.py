@@ -92,6 +92,7 @@ def _held_out(r:dict)->list:
 
 def _trained(r:dict)->bool: return bool(r.get("lifting",{}).get("learned"))
 
+# %% ../nbs/brief.ipynb #c018b
 def _table(v:_Voice, r:dict)->list: # rows of text, the first one the head; empty where lists were not run
     "Accuracy by list length"
     by = dict(sorted(r.get("laundry_list",{}).get("by_n",{}).items(),key=lambda x: int(x[0]))) # stored runs have sorted keys: "10" before "2"
@@ -229,6 +230,7 @@ def _scaled(v:_Voice, r:dict)->list[str]:
     x = max(rows,key=lambda x: x["n_items"])
     return [v("scaled",change=points(x["change"]),ci=_interval(v,x["low"],x["high"],points),n_items=x["n_items"],n=x["n"])]
 
+# %% ../nbs/brief.ipynb #c036b
 def _edit(v:_Voice, r:dict)->list[str]:
     "Its size, and what it gains on held-out wordings"
     learned = r.get("lifting",{}).get("learned")
@@ -269,8 +271,9 @@ def _tested(a:dict)->list: # rules of an audit
 def _cost(v:_Voice, r:dict)->list[str]:
     "Passed or not, what came closest, what is unknown"
     if (a:=r.get("audit")) is None: return [v("cost_not" if _trained(r) else "cost_none")]
+    if not _tested(a): return [v("tested_none")]
     names,by = lambda rules: v.names(map(_rule,rules)),{x["rule"]:x for x in a["verdicts"]}
-    said = [v("tested_none") if not _tested(a) else v("passed",n=len(_tested(a))) if a["passed"] else v("failed",names=names(a["failed"])) if a["failed"] else v("strict")]
+    said = [v("passed",n=len(_tested(a))) if a["passed"] else v("failed",names=names(a["failed"])) if a["failed"] else v("strict")]
     used = by.get(a.get("first"),{}).get("used")
     if a.get("first") is None: said.append(v("nothing"))
     elif used is not None: said.append(v("over" if used>1 else "near",name=v(_rule(a["first"])),used=percent(used)))
@@ -438,6 +441,7 @@ td,th{padding:.2em .6em} tbody th{font-weight:400;text-align:left} thead th:firs
 @media print{@page{size:A4;margin:12mm 14mm} body{font-size:9pt;line-height:1.38} main{padding:0;max-width:none}
 section{padding:.35em 0;break-inside:avoid} h1{margin:0 0 .5em;font-size:1.35em} td,th{padding:.1em .6em} .short{padding:.4em 1em;margin:.5em 0}}</style>"""
 
+# %% ../nbs/brief.ipynb #c060b
 @patch
 def save(self:Brief, path, # a file that ends in .html or .md
         )->Path: # raises `OutputError` if it cannot be written

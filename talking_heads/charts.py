@@ -559,7 +559,7 @@ def _whole_heads(df):
     return d.assign(rank=d.score.rank(ascending=False,method="first").astype(int)).merge(best,on="head")
 
 # %% ../nbs/charts.ipynb #c105
-def _whole_scatter(d, classes, pick):
+def _whole_scatter(d, classes, pick, height):
     "One point per head: z as a whole, z of its loudest component"
     names = [*dict.fromkeys(classes.values()),"other"]
     color = alt.Color("cls:N", title=None, scale=alt.Scale(domain=names, range=[head_classes.get(c,hues[6]) for c in names[:-1]]+[ink]))
@@ -568,7 +568,7 @@ def _whole_scatter(d, classes, pick):
     base = alt.Chart(_inline_csv(d)).encode(x=alt.X("z:Q", title="the whole head (robust z of its score)", axis=alt.Axis(tickCount=6)), y=alt.Y("part_z:Q", title="loudest component (z)"), tooltip=tips)
     dots = base.mark_circle(opacity=.9).encode(color=color, size=alt.condition(pick,alt.value(170),alt.value(65))).add_params(pick)
     names = base.transform_filter("datum.cls!='other'").mark_text(align="left", dx=8, dy=-5, fontSize=12).encode(text="loudest:N")
-    return alt.layer(dots,names).properties(width=560, height=170)
+    return alt.layer(dots,names).properties(width=560, height=height)
 
 # %% ../nbs/charts.ipynb #c106
 def heads_and_components(df:pd.DataFrame, # all writers of one reader: `src score z share rank`, from `ranking`
@@ -588,7 +588,7 @@ def heads_and_components(df:pd.DataFrame, # all writers of one reader: `src scor
         x=alt.X("component:O", title="component of the chosen head, by falling singular value", axis=alt.Axis(values=list(range(0,int(df.component.max())+1,4 if df.component.max()>12 else 1)),labelAngle=0,ticks=False)),
         y=alt.Y("z:Q", title="robust z", axis=alt.Axis(tickCount=3)), tooltip=_tooltip(df,"src score z rank"))
     said = "; ".join(f"{r['head']} rank {r['rank']} of {len(d)} as a whole, {r.loudest} rank {r.part_rank} of {len(df):,}" for _,r in d[d.cls!="other"].sort_values("part_rank").iterrows())
-    chart = alt.vconcat(_whole_scatter(d,classes,pick).properties(height=height), bars.properties(width=560,height=50), spacing=8)
+    chart = alt.vconcat(_whole_scatter(d,classes,pick,height), bars.properties(width=560,height=50), spacing=8)
     return _finish(chart, title, subtitle or "click a head to see its components", f"{len(d)} earlier heads, as wholes and by their loudest component. {said or 'None marked'}.")
 
 # %% ../nbs/charts.ipynb #c110
@@ -679,6 +679,7 @@ def _slices(df):
     best = best.assign(slice=best.x2.rank(method="dense").astype(int), **{x:best[x].round().astype(int) for x in ("x0","x1","x2")})
     return best["x0 x1 x2 slice place share".split()]
 
+# %% ../nbs/charts.ipynb #c119b
 def subspace_slices(df:pd.DataFrame, # from `subspace_map` in three dimensions: `x0 x1 x2 place share most`
                     names, # of the three components
                     title:str="", # the finding

@@ -203,6 +203,7 @@ def _strongest(w:dict)->str:
     "The pairs of heads that stand out most, by mode"
     return "\n".join(f"{m}: "+", ".join(f"{r['src']} to {r['dst']} (z {r['z']:.0f})" for r in v[:5]) for m,v in w["strongest"].items())
 
+# %% ../nbs/commands.ipynb #c027b
 def headline(results:dict, # from `read_results`
             )->str:
     "The main numbers of a run in a few lines"

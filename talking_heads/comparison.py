@@ -132,6 +132,7 @@ def _uneven(runs:list[Run], what:str, value)->list[str]:
     if len(set(values.values()))<2: return []
     return [f"{what} differs: "+", ".join(f"{n} {v}" for n,v in values.items())+"."]
 
+# %% ../nbs/comparison.ipynb #c022b
 def notes(runs:list[Run])->list[str]:
     "What a reader should know although it does not forbid the comparison"
     out = [s for a,b in combinations(runs,2) if (s:=_same_run(a,b))]
@@ -324,6 +325,7 @@ def intervals_by_run(df:pd.DataFrame, # rows of one section from `runs_frame`
     chart = alt.vconcat(*panels).resolve_scale(x="independent")
     return _finish(chart,title,subtitle,_runs_said(d))
 
+# %% ../nbs/comparison.ipynb #c043b
 def _runs_said(d:pd.DataFrame)->str:
     "Every drawn value in words"
     one = lambda m,g: f"{m}: "+", ".join(f"{r.run} {r.value:.2g} ({r.low:.2g} to {r.high:.2g})" for r in g.itertuples())
@@ -411,6 +413,7 @@ def _table(head:list, rows:list, loud=())->str: # cells are HTML; `loud` names r
     body = "".join(f"<tr{' class=differs' if r[0] in loud else ''}>{line(r)}</tr>" for r in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
+# %% ../nbs/comparison.ipynb #c056b
 def _escaped(c:Comparison)->list: return [escape(r.name) for r in c.runs]
 
 def _marked(c:Comparison)->str:
@@ -505,6 +508,7 @@ def _clear(out:Path):
     for f in old["files"] if ours else []:
         if Path(f).name in there or Path(f).parent==Path("charts"): (out/f).unlink(missing_ok=True)
 
+# %% ../nbs/comparison.ipynb #c062b
 def _summary(c:Comparison, files:list)->dict:
     "The comparison as JSON can hold it"
     plain = lambda df: json.loads(df.to_json(orient="records"))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TalkingHeadsError', 'ModelError', 'CheckpointError', 'IncompleteError', 'TaskError', 'HeadError', 'OutputError',
-           'EditError', 'Head', 'parse_head', 'check_heads', 'one_layer', 'atomic_path', 'unwritable', 'write_json',
-           'sha256', 'sha256_many', 'versions', 'progress']
+           'EditError', 'Head', 'parse_head', 'check_heads', 'one_layer', 'atomic_path', 'unwritable', 'replace_folder',
+           'write_json', 'sha256', 'sha256_many', 'versions', 'progress']
 
 # %% ../nbs/core.ipynb #c003
-import errno, hashlib, json, os, re, sys, tempfile
+import errno, hashlib, json, os, re, shutil, sys, tempfile
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -112,6 +112,19 @@ def _replace(tmp:Path, path:Path):
         os.replace(tmp, path)
     except OSError as e: raise unwritable(path, e) if e.errno in _disk_errors else e
     finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/core.ipynb #n023
+def replace_folder(new:Path, # a finished folder beside `path`
+                   path:Path, # its place; what is there goes
+                  )->None:
+    "Put `new` in the place of `path`; if that fails or is interrupted, the old one stays"
+    aside = new.with_name(new.name+".old")
+    if path.exists(): path.rename(aside)
+    try: new.rename(path)
+    except BaseException:
+        if aside.exists() and not path.exists(): aside.rename(path)
+        raise
+    shutil.rmtree(aside,ignore_errors=True)
 
 # %% ../nbs/core.ipynb #c020
 def write_json(data, # anything `json` can write; NaN and infinity are refused

@@ -215,6 +215,7 @@ def _place(d:_Draft, ids:list, offsets:list, start:tuple)->Prompt|None:
 # %% ../nbs/00_data.ipynb #c031
 def _build(tokenizer, drafts:list, task:str, bos:bool)->Prompts:
     "Tokenise drafts together and place their roles"
+    if not drafts: raise TaskError("No prompts can be built of nothing: ask for at least 1.")
     start = _bos_ids(tokenizer,bos)
     ids,offsets = _encode(tokenizer, [d.text for d in drafts])
     made = [_place(d,i,o,start) for d,i,o in zip(drafts,ids,offsets)]
@@ -278,7 +279,6 @@ def ioi(tokenizer, # fast Hugging Face tokenizer
         templates:list[int]|None=None, # indices into `ioi_templates`; all if None
        )->Prompts: # raises `TaskError` if the tokenizer splits too many names
     "IOI prompts, balanced over templates and orders"
-    if n<1: raise TaskError(f"{n} prompts cannot be built: ask for at least 1.")
     templates = list(range(len(ioi_templates)) if templates is None else templates)
     if not templates or not set(templates)<=set(range(len(ioi_templates))): raise TaskError(f"Templates {templates} do not exist: choose some of 0 to {len(ioi_templates)-1}.")
     names,places,objects = (_enough(tokenizer,w,k,what) for w,k,what in
@@ -386,7 +386,6 @@ def laundry_list(tokenizer, # fast Hugging Face tokenizer
                 )->Prompts: # raises `TaskError` on a bad length, template or tokenizer
     "Laundry List prompts of one length and template, balanced over the answer's position and the order of mention"
     if template not in list_templates: raise TaskError(f"Unknown template {template!r}. Choose one of {', '.join(list_templates)}.")
-    if n<1: raise TaskError(f"{n} prompts cannot be built: ask for at least 1.")
     if not 2<=n_items<=20: raise TaskError(f"A list of {n_items} items cannot be built: choose 2 to 20.")
     items = _enough(tokenizer, list_items, n_items, "items")
     rng,ids = random.Random(f"list-{template}-{n_items}-{seed}"),_word_ids(tokenizer,items)

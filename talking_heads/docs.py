@@ -411,6 +411,7 @@ def _made(path, *args):
     try: return site_notebook(json.loads(path.read_text(encoding="utf-8")),*args)
     except (ValueError,KeyError,SyntaxError,tokenize.TokenError) as e: raise DocsError(f"{path} cannot be read as a notebook: {e}") from e
 
+# %% ../nbs/docs.ipynb #c061b
 def _written_notebooks(root, proc, repo):
     "Write every notebook into `proc`; give the names of the pages"
     index,where,pages = symbol_index(_modidx(root)),_source_addresses(root,repo),[]
@@ -527,6 +528,7 @@ def _target(site, page, address):
     path = (page.parent/unquote(at.path)).resolve() if at.path else page
     return (path/"index.html" if path.is_dir() else path), unquote(at.fragment)
 
+# %% ../nbs/docs.ipynb #c070b
 def _faults(site, page, parsed):
     "What is wrong with the links of one page"
     here = page.relative_to(site)
@@ -582,9 +584,10 @@ def _put(made, out):
     if out.exists() and any(out.iterdir()) and not (out/"site_libs").is_dir():
         raise DocsError(f"{out} holds something that is no site, and would be replaced. Give another folder, or empty it yourself.")
     try:
-        if out.exists(): shutil.rmtree(out)
         out.parent.mkdir(parents=True,exist_ok=True)
-        shutil.move(made,out)
+        part = Path(tempfile.mkdtemp(dir=out.parent,prefix=f".{out.name}."))
+        try: replace_folder(Path(shutil.move(made,part/"site")),out) # from the temporary folder, which may be on another disk
+        finally: shutil.rmtree(part,ignore_errors=True)
     except OSError as e: raise unwritable(out,e) from e
 
 # %% ../nbs/docs.ipynb #c077
@@ -668,6 +671,7 @@ def settled(page)->None:
     page.wait_for_load_state("load")
     page.wait_for_function("[...document.querySelectorAll('.th-chart')].every(h => h.querySelector('svg, canvas'))",timeout=20_000)
 
+# %% ../nbs/docs.ipynb #c084b
 def take_screenshots(site:Path, # a built site
                      folder:Path, # made if it is not there
                     )->list[Path]: # one picture per page and view

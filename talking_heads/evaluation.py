@@ -71,6 +71,7 @@ def _t_inside(t:float, df:int)->float:
         term *= c*c*k/(k+1)
     return (angle+s*total)*2/math.pi if odd else s*total
 
+# %% ../nbs/05_evaluation.ipynb #c011b
 def t_quantile(df:int, # degrees of freedom
               )->float: # half width of the central 95%, in standard errors
     "How many standard errors a 95% interval reaches to each side"
@@ -104,9 +105,12 @@ def _by_resampled_clusters(x:Tensor, clusters:Tensor, seed:int, times:int=1000)-
 # %% ../nbs/05_evaluation.ipynb #c016
 interval_kinds = ("exact","wilson","percentile","studentised","t")
 
+def _labels(x)->pd.Series: # a list of tensors would count each of them as a label of its own
+    return pd.Series(x.tolist() if isinstance(x,Tensor) else list(x))
+
 def _codes(clusters, n:int)->Tensor: # (n) from 0
     "Clusters as numbers"
-    codes = torch.tensor(pd.factorize(pd.Series(list(clusters)))[0])
+    codes = torch.tensor(pd.factorize(_labels(clusters))[0])
     if len(codes)!=n or (codes<0).any(): raise TaskError(f"{len(codes)} cluster labels, some of them perhaps missing, for {n} values. Give one to each.")
     if codes.max()<1: raise TaskError("All values belong to one cluster, and one cluster says nothing about others. Leave clusters out, or measure more templates.")
     return codes
@@ -182,6 +186,7 @@ def paired_bounds(a:Tensor, # (... n) one condition
     if clusters is None and a.dtype==torch.bool: return _two_by_two(a,b)
     return bounds(b.double()-a.double(),"t" if clusters is not None else "studentised",seed,clusters)
 
+# %% ../nbs/05_evaluation.ipynb #c023b
 def paired(a:Tensor, # (n) one condition: scores, or booleans
            b:Tensor, # (n) the other, on the same prompts in the same order
            seed:int=0, # of the bootstrap and the flips
@@ -202,8 +207,7 @@ def explained(x:Tensor, # (n) a coordinate
               labels, # (n) one label per prompt
              )->float: # at most 1; around 0, or a little below, where labels say nothing
     "Part of a variance that labels explain, adjusted for their number (epsilon squared)"
-    labels = labels.tolist() if isinstance(labels,Tensor) else list(labels) # a list of tensors would count each as a label of its own
-    g = pd.Series(x.double().numpy()).groupby(pd.Series(labels))
+    g = pd.Series(x.double().numpy()).groupby(_labels(labels))
     within,total = float(g.apply(lambda s: ((s-s.mean())**2).sum()).sum()),float(((x.double()-x.double().mean())**2).sum())
     return 1-(within/max(1,len(x)-g.ngroups))/(total/(len(x)-1)) if total else 0.
 

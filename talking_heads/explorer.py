@@ -101,6 +101,7 @@ def lists_study(model, # SmolLM2 from `load_model`
         write_json(info|dict(versions=versions(),rows=rows),path)
     return Path(path)
 
+# %% ../nbs/explorer.ipynb #c019b
 def stored_lists()->dict: # provenance, `edit` and `rows`
     "The table in the package"
     return json.loads(_lists_table.read_text())

@@ -41,6 +41,7 @@ def _lengthwise(prompts:Prompts)->Prompts:
     if prompts.task=="laundry_list" and len(sizes)==1: return prompts
     raise TaskError("Forecasts are about Laundry Lists, each batch of one length. Build them with forecast_lists or laundry_list.")
 
+# %% ../nbs/forecast.ipynb #c007b
 def forecast_frame(model, # from `load_model`
                    lists, # Laundry Lists, one `Prompts` or `Readout` for each length and template
                    spaces:list, # of `Subspace`: whose coordinates to read
@@ -138,6 +139,7 @@ def fit_forecaster(frame:pd.DataFrame, # training prompts from `forecast_frame`
     penalty = torch.tensor([ridge]*len(columns)+[lengths]*len(f.sizes))
     return replace(f,beta=newton(f.design(frame),y,penalty))
 
+# %% ../nbs/forecast.ipynb #c013b
 def _both_kinds(fail:Tensor, what:str):
     "Refuse labels of one kind"
     if not bool(fail.all()) and bool(fail.any()): return

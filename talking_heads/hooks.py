@@ -312,6 +312,7 @@ def _passed_over(model:TransformerBridge, n:int):
     finally:
         for b in blocks: b.__dict__.pop("forward",None)
 
+# %% ../nbs/01_hooks.ipynb #c057b
 @patch
 @torch.no_grad()
 def entering(self:Reruns, layer:int)->Tensor: # (batch d_model)

@@ -102,6 +102,7 @@ def knob_edit(model, # from `load_model`
     c = model.checkpoint
     return Edit(tuple(changes),target_of(model,[c.where for c in changes]),dict(name=name,processing="folded",source=c.source,sha256=c.sha256)|info)
 
+# %% ../nbs/lifting.ipynb #c009b
 def _mixing(h:Head, w:Tensor, v:Tensor, d:Tensor)->Change:
     "The change `y + sum d (y.w) v` in an orthonormal basis of all its directions"
     _,S,Q = torch.linalg.svd(torch.cat([w,v]).double(),full_matrices=False)
@@ -341,6 +342,7 @@ class Choice:
 def _floored(F:Tensor, floor:float=.1)->Tensor: # an estimate from few windows can be near zero by luck
     return F.clamp_min(floor*F.median().clamp_min(1e-12))
 
+# %% ../nbs/lifting.ipynb #c033b
 def choose(les:Lessons,
            knobs:Knobs, # candidates
            n:int=64, # how many to take
@@ -396,6 +398,7 @@ def _draw(rng, lessons:tuple, k:int)->list:
     at = [round(i*len(order)/k) for i in range(k+1)]
     return [rng.choice(order[a:b] or order) for a,b in zip(at,at[1:])]
 
+# %% ../nbs/lifting.ipynb #c037b
 def _losses(les:Lessons, add:dict, s:Settings, rng)->tuple[Tensor,Tensor,Tensor]: # task, text, contrast
     "The three losses of one step"
     task,text,contrast = [],[],[torch.zeros(())]
@@ -570,6 +573,7 @@ def _row(x:Exam, measure:str, before:Tensor, after:Tensor)->dict:
     return dict(area=x.area,split=x.split,n_items=x.n_items,measure=measure,before=float(before.double().mean()),after=float(after.double().mean()),
                 change=d["mean"],low=d["low"],high=d["high"],n=d["n"])
 
+# %% ../nbs/lifting.ipynb #c053b
 @patch
 @torch.no_grad()
 def __call__(self:Judge, edit:Edit)->pd.DataFrame: # area split n_items measure before after change low high n
@@ -661,6 +665,7 @@ def _frozen_attention(model, heads:list, seen:dict)->list:
         return f"blocks.{layer}.attn.hook_pattern",hook
     return [f(l) for l in sorted({h.layer for h in heads})]
 
+# %% ../nbs/lifting.ipynb #c062b
 def _frozen_write(model, heads:list, was:dict, v:Tensor|None=None)->dict: # layer to a function of values
     "What to add so that heads write what they wrote, along `v` or in all directions"
     def f(layer):
@@ -844,6 +849,7 @@ def _code()->str:
 
 def _slug(arm:str, seed:int)->str: return re.sub(r"\W+","-",arm)+f"-{seed}"
 
+# %% ../nbs/lifting.ipynb #c075b
 def train_arm(w:Workshop,
               arm:str, # a key of `arms`
               folder:Path, # of the study
@@ -870,6 +876,7 @@ def judge_arm(j:Judge,
         write_json(f.round(6).to_dict("list"),out)
     return out
 
+# %% ../nbs/lifting.ipynb #c076b
 def lifting_study(model, # from `load_model`
                   folder:Path, # where arms are kept
                   layer:int, inhibition:list, movers:list, # from `find_circuit`
@@ -900,6 +907,7 @@ def collect_lifting(folder:Path, # of the study
     if len(shas)>1: raise OutputError(f"The arms in {folder} belong to {len(shas)} different models. Keep one folder for each model.")
     return write_json(dict(what="edits that lift the Laundry List: trained, then judged as edits of the weights",sha256=shas.pop(),arms=found),out)
 
+# %% ../nbs/lifting.ipynb #c077b
 def stored_lifting(part:str="rows", # "rows": what was judged; "frozen": what remains with parts frozen; "log": training
                   )->pd.DataFrame: # arm seed n_learned, then the columns of the part
     "The study in the package"

@@ -24,7 +24,8 @@ def path_effects(model, # from `load_model`
                 )->pd.DataFrame: # one row per path: src dst effect low high n
     "Effect of each sender on each reader's inhibition score, through the reader's query alone"
     readers = check_heads(readers,model.cfg.n_layers,model.cfg.n_heads)
-    senders = check_heads(senders,model.cfg.n_layers,model.cfg.n_heads) if senders else [Head(l,h) for l in range(one_layer(readers)) for h in range(model.cfg.n_heads)]
+    layer = one_layer(readers)
+    senders = check_heads(senders,model.cfg.n_layers,model.cfg.n_heads) if senders else [Head(l,h) for l in range(layer) for h in range(model.cfg.n_heads)]
     prompts = ioi(**task_args(model),n=n,seed=seed)
     score = lambda a: a[...,0]-a[...,1]-a[...,2] # of each reader
     clean = score(readout(model,prompts).attention[:,[r.layer for r in readers],[r.head for r in readers]])

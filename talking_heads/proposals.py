@@ -81,6 +81,7 @@ def _report(o:Outcome)->dict:
 
 def _table(df:pd.DataFrame)->str: return df.to_html(index=False,border=0,float_format="{:.4g}".format,max_rows=40)
 
+# %% ../nbs/proposals.ipynb #c014b
 def edit_page(o:Outcome, path:Path, # the HTML file to write
               model_name:str)->Path:
     "One offline page about an edit: verdict, what it changes, what it does, what got worse, how to undo it"
@@ -119,6 +120,7 @@ def _hashes(out:Path)->dict: # path below `out` to SHA-256
     mine = [out/"audit.json",out/"edit.html",*(f for d in ("edit","adapter","baked") for f in (out/d).rglob("*") if f.is_file())]
     return {f.relative_to(out).as_posix():sha256(f) for f in mine if f.is_file()}
 
+# %% ../nbs/proposals.ipynb #c017b
 def remove_outcome(out, # folder of an earlier `th_edit`
                    missing_ok:bool=False, # is a folder without one all right?
                   )->list[Path]: # what was removed; raises `OutputError` where it is not ours, or was changed

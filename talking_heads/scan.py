@@ -98,6 +98,7 @@ def _write(self:WriterStore, weights, l:int):
         try: save_file({"S":S,"Vh":Vh.flatten(0,1)},tmp)
         except Exception as e: raise unwritable(self._path(l),e if isinstance(e,OSError) else OSError(str(e))) from e
 
+# %% ../nbs/scan.ipynb #c014b
 @patch
 def tiles(self:WriterStore, layers:int): # pairs of (first row, write directions)
     "Write directions of the first `layers` layers, a tile at a time"
@@ -252,6 +253,7 @@ def _writers(run:RunFolder)->Path:
     k = run.key
     return run.path/"writers"/hashlib.sha256(f"{k['sha256']} {k['processing']} {k['center_writing']}".encode()).hexdigest()[:16]
 
+# %% ../nbs/scan.ipynb #c027b
 def _run(weights, out, job)->RunFolder:
     "The folder of this scan, with what an interrupted run of the same settings left"
     key,old = _key(weights,job),Path(out).expanduser()/"tables"/"key.json"

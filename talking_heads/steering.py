@@ -73,6 +73,7 @@ def _maps(model, s:Subspace)->list: # per head: head, reads (d_head k), backs (k
         out.append((h,(W@V.double().T).float(),(V.double()@torch.linalg.pinv(W)).float()))
     return out
 
+# %% ../nbs/steering.ipynb #c009b
 def _setting(model, s:Subspace, values)->dict: # layer to a change of z (batch variant head d_head)
     "Changes for `run_variants` that set coordinates to `values(g)` (batch or 1, variant, k)"
     layers,at = {},0
@@ -320,6 +321,7 @@ def _begun(path:Path, info:dict)->dict:
     old = json.loads(Path(path).read_text()) if Path(path).is_file() else {}
     return old if all(old.get(k)==v for k,v in info.items()) else {}
 
+# %% ../nbs/steering.ipynb #c032b
 def steering_study(model, # SmolLM2 from `load_model`
                    heads:list, # the two strongest inhibition heads, strongest first, from `find_heads`
                    movers:list, # from `find_heads`

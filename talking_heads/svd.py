@@ -200,6 +200,7 @@ def _check_depth(f:Family, s:Shape, t, name:str):
         if (extra:=f"{p}{f.layer.format(l=s.n_layers)}{f.o}.weight") in t: raise CheckpointError(f"{name} has a tensor {extra}, but its config "
             f"calls for {s.n_layers} layers. Config and weights are not of the same model: fetch or save it again.")
 
+# %% ../nbs/02_svd.ipynb #c022b
 @patch
 def __getitem__(self:AttentionWeights, l:int)->LayerWeights:
     "The weights of layer `l`, read now"

@@ -71,6 +71,7 @@ def _unknown_field(e)->str|None:
     near = difflib.get_close_matches(bad,known,n=1)
     return f"there is no field {bad!r}"+(f"; did you mean {near[0]!r}?" if near else f". Known: {', '.join(known)}.")
 
+# %% ../nbs/sweeps.ipynb #c012b
 def _check_spec(spec:dict, source:str):
     "`SweepError` for the first thing in `spec` that makes no sense"
     from jsonschema import Draft202012Validator
@@ -101,6 +102,7 @@ def _settings(spec:dict, m:dict, given:dict):
     for revision,*values,seed in product(revisions,*vary.values(),m.get("seeds",spec.get("seeds",[0]))):
         yield revision,seed,fixed|dict(zip(vary,values))
 
+# %% ../nbs/sweeps.ipynb #c015b
 def expand(spec:dict, # content of a sweep file
            given:dict={}, # parameters that win over those of the file
            base:Path=Path("."), # folder that relative model folders start from
@@ -134,6 +136,7 @@ def read_spec(name:str, # of a ready sweep, or a path
     except OSError as e: raise SweepError(f"{path} cannot be read: {e.strerror or e}.") from e
     except ValueError as e: raise SweepError(f"{path} is not valid TOML: {e}") from e
 
+# %% ../nbs/sweeps.ipynb #c019b
 def load_sweep(name:str, # of a ready sweep, or a path
                given:dict={}, # parameters that win over those of the file
               )->list[PlannedRun]:
@@ -171,6 +174,7 @@ def read_json(folder:Path)->dict:
     try: return dict(json.loads((Path(folder)/"results.json").read_text(encoding="utf-8")))
     except (OSError,ValueError,TypeError) as e: raise OutputError(f"{folder} has no readable results.json ({e}).") from e
 
+# %% ../nbs/sweeps.ipynb #c026b
 def state(task:dict, # from `plan`
           read=read_json, # raises our errors for results that are not valid
          )->tuple[str,str]: # new, unfinished, failed, old, broken or finished; and why
@@ -308,6 +312,7 @@ def _told(out)->str: # go, stop or nothing
     try: return (Path(out)/".sweep").read_text()
     except OSError: return ""
 
+# %% ../nbs/sweeps.ipynb #c038b
 def _keeper(task:dict):
     "One keeper, from start to end; closing its lifeline if the sweep stops"
     code = "from talking_heads.sweeps import keep; keep()"
@@ -332,6 +337,7 @@ def _unfit(task:dict)->str|None:
         return f"{where} has other code of talking_heads than the machine that started the sweep. Install the same version on all workers."
     return None
 
+# %% ../nbs/sweeps.ipynb #c039b
 def run_task(task:dict, # from `plan`
             )->dict: # status and reason
     "All attempts at one run"
@@ -368,6 +374,7 @@ def stoppable():
     try: yield
     finally: signal.signal(signal.SIGTERM,old)
 
+# %% ../nbs/sweeps.ipynb #c042b
 @contextmanager
 def _claimed(out:Path):
     "The folder of a sweep, for this process alone; all workers are told to stop when the block ends"
@@ -471,6 +478,7 @@ def _rows(x:dict, path:tuple=())->list[dict]:
             rows.append(row)
     return rows
 
+# %% ../nbs/sweeps.ipynb #c050b
 def flatten(results:dict, # content of a results.json
            )->list[dict]: # rows of section, metric, group, value, low, high, n, text
     "Every number of a run with its interval and n"
@@ -522,6 +530,7 @@ def _linked(name:str, out:Path)->str:
     "A run's name, with a link to its page if it has one"
     return f'<a href="{name}/paper.html">{escape(name)}</a>' if (out/name/"paper.html").is_file() else escape(name)
 
+# %% ../nbs/sweeps.ipynb #c056b
 def save_table(table, # from `sweep_table`
                out:Path, # folder
                title:str, # of the page

@@ -37,6 +37,7 @@ def new_toy_position(seed:int=0): # a `GPT2LMHeadModel`
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(position_words())+3,n_embd=64,n_layer=4,n_head=8,n_positions=48,n_inner=64,bos_token_id=1,eos_token_id=2,
         attn_pdrop=0.,embd_pdrop=0.,resid_pdrop=0.,attn_implementation="eager"))
 
+# %% ../nbs/toy_position.ipynb #c009b
 @torch.no_grad()
 def draw_names(model, # a `GPT2LMHeadModel` or a bridge around one
                ids:Tensor, # (name) token ids
@@ -145,9 +146,9 @@ def make_toy_position(out:Path, # folder for the model
 # %% ../nbs/toy_position.ipynb #c025
 @torch.no_grad()
 def first_coordinates(model, # from `load_model`
-                r:Readout, # with END as the query
-                heads, # of one layer
-               )->Tensor: # (batch head)
+                      r:Readout, # with END as the query
+                      heads, # of one layer
+                     )->Tensor: # (batch head)
     "Coordinate at END of what each head writes, along its first component"
     from talking_heads.composition import write_directions
     from talking_heads.svd import attention_weights

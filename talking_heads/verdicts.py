@@ -262,6 +262,7 @@ class Claim:
     lack:str # what to say where the section is missing
     decide:object # a function of the section and all results to (verdict, reason, evidence)
 
+# %% ../nbs/verdicts.ipynb #c025b
 claims = {}
 def claim(key:str, title:str, section:str, rule:str, control:str, lack:str):
     "Register a rule"
@@ -329,9 +330,10 @@ def _removal(v, r):
     lost = {k:1-e[k]["score"]/intact for k in (own,*rest)} if intact else {k:0. for k in (own,*rest)}
     relative_low = v["relative"]*v["ci"][0]/v["fall"] if v["fall"] else 0.
     at_end = v["relative"]>=limits["removal"] and relative_low>limits["removal"]/2 and v["largest_other"]<=v["relative"]/2
-    in_weights = lost[own]>=limits["removal"] and max(map(abs,(lost[k] for k in rest)),default=0)<=limits["control"]*lost[own]
+    most = max((abs(lost[k]) for k in rest),default=0)
+    in_weights = lost[own]>=limits["removal"] and most<=limits["control"]*lost[own]
     said = (f"{v['component']} takes {v['relative']:.0%} of the inhibition score at END, the next component {v['largest_other']:.0%} (n={v['n']}); "
-            f"in the weights {lost[own]:.0%}, random components change it by {max((abs(lost[k]) for k in rest),default=0):.0%} at most")
+            f"in the weights {lost[own]:.0%}, random components change it by {most:.0%} at most")
     return (yes if at_end and in_weights else partly if at_end or in_weights else no),said,dict(at_end=v["relative"],next=v["largest_other"],in_weights=lost[own])
 
 # %% ../nbs/verdicts.ipynb #c032

@@ -238,3 +238,8 @@ def test_explained():
     assert .4 < explained(half, labels) < .6
     assert explained(torch.zeros(300), labels) == 0
     assert explained(half, torch.tensor(labels)) == explained(half, labels)
+
+def test_clusters_may_be_a_tensor():
+    x, codes = torch.randn(60, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 5
+    assert interval(x, clusters=codes) == interval(x, clusters=codes.tolist()) and interval(x, clusters=codes)["clusters"] == 5
+    assert paired(x, x+1, clusters=codes) == paired(x, x+1, clusters=codes.tolist())
