@@ -172,7 +172,8 @@ def test_worst_cells_are_chosen_on_training_prompts():
 def test_results_have_the_schemas_keys():
     f = judged(["a"], ["b"], frame(signal=1, seed=1), frame(signal=1, seed=2))
     r = forecast_results(f)
-    assert list(r) == "n auroc ci confidence confidence_ci both both_ci shuffled base_rate longest worst".split()
+    keys = "n auroc ci confidence confidence_ci both both_ci other_heads other_heads_ci shuffled base_rate longest worst"
+    assert list(r) == keys.split()
     assert r["ci"][0] < r["auroc"] < r["ci"][1] and r["n"] == 600 and r["base_rate"] == pytest.approx(f.test.fail.mean())
     assert all(set(x) == {"accuracy", "n_items"} for x in r["longest"]) and all(set(x) == {"n_items", "position", "failure", "low", "high", "n"} for x in r["worst"])
 
