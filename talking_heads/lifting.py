@@ -214,7 +214,7 @@ def added(model, # from `load_model`
         for j,i in enumerate(ix): P[knobs.heads[i].head,:,j] = W_O[knobs.heads[i].head]@knobs.read[i].to(W_O)
         layers[l] = ix,P.flatten(0,1),knobs.write[ix].to(W_O)
     def one(x, ix, P, V): return lambda z: ((z.reshape(*z.shape[:2],-1)@P)*(x[...,ix] if x.ndim==1 else x[:,None,ix]))@V
-    return lambda x: {l:one(x,*parts) for l,parts in layers.items()}
+    return lambda x: {l:one(x.to(parts[1]),*parts) for l,parts in layers.items()} # learned on the CPU in float32, used where the model is
 
 # %% ../nbs/lifting.ipynb #c024
 @dataclass(frozen=True)
@@ -381,8 +381,8 @@ def _kl(suffix, before:Tensor, after:Tensor)->Tensor: # (...) nats
 
 def _share(suffix, final:Tensor, items:Tensor, left:Tensor)->Tensor: # (batch)
     "Share of the item left over in the probability of all items at the end"
-    p = suffix.logits(final[:,-1]).float().gather(1,items).softmax(-1)
-    return p.gather(1,left[:,None])[:,0]
+    p = suffix.logits(final[:,-1]).float().gather(1,items.to(final.device)).softmax(-1)
+    return p.gather(1,left[:,None].to(p.device))[:,0]
 
 def _contrast_loss(les:Lessons, l:Lesson, add:dict, rows:list, end:float)->Tensor:
     "KL at the end, and the rise of the left-over item's share"
@@ -607,7 +607,7 @@ class Rank1:
         return self.read+a,self.step*b
     def added(self, model, u:Tensor, t:float=1.)->dict:
         a,b = self._parts(u)
-        return {self.layer:lambda z: (z.reshape(*z.shape[:2],-1)@a)[...,None]*(t*b)}
+        return {self.layer:lambda z: (z.reshape(*z.shape[:2],-1)@a.to(z))[...,None]*(t*b).to(z)}
     def edit(self, model, u:Tensor, name:str)->Edit: return rank1_edit(model,self.layer,*self._parts(u),name)
 
 # %% ../nbs/lifting.ipynb #c058
@@ -633,12 +633,12 @@ def rank1(les:Lessons,
     "The best first step of a rank-1 change of one layer"
     c,s = les.suffix.model.cfg,les.suffix
     D = torch.zeros(c.n_heads*c.d_head,c.d_model,requires_grad=True)
-    add,G = {layer:lambda z: z.reshape(*z.shape[:2],-1)@D},torch.zeros_like(D)
+    add,G = {layer:lambda z: z.reshape(*z.shape[:2],-1)@D.to(z)},torch.zeros_like(D)
     for l in progress(les.lists,"gradient of W_O"):
         rows = list(range(min(2,len(l))))
         G += torch.autograd.grad(_nll(s,s.run(l.entry,add,rows),l.answers[rows]).mean(),D)[0]
     U,_,Vh = torch.linalg.svd(G)
-    one = lambda x: {layer:lambda z: (z.reshape(*z.shape[:2],-1)@U[:,0])[...,None]*(x[:,:,None]*-Vh[0])}
+    one = lambda x: {layer:lambda z: (z.reshape(*z.shape[:2],-1)@U[:,0].to(z))[...,None]*(x[:,:,None]*-Vh[0]).to(z)}
     return Rank1(layer,U[:,0],-Vh[0],float(_floored(_fisher(les,one,1,16,les.seed)).rsqrt()))
 
 # %% ../nbs/lifting.ipynb #c061
@@ -672,7 +672,7 @@ def _frozen_write(model, heads:list, was:dict, v:Tensor|None=None)->dict: # laye
         mine = [h.head for h in heads if h.layer==layer]
         def add(z):
             d = (was[layer]-_heads_write(model,layer,z))[:,:,mine].sum(2)
-            return d if v is None else (d@v)[...,None]*v
+            return d if v is None else (d@v.to(d))[...,None]*v.to(d)
         return add
     return {l:f(l) for l in sorted({h.layer for h in heads})}
 

@@ -330,6 +330,7 @@ def test_an_ignored_interrupt_stays_ignored(toy):
     finally: signal.signal(signal.SIGINT, old)
 
 def test_other_threads_can_edit(toy):
+    toy(torch.tensor([[1, 5, 6]])) # some releases of transformers leave a hook of their own at the first pass
     before, errors = snapshot(toy), []
     def work():
         try:

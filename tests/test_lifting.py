@@ -32,7 +32,7 @@ def taught(toy): return lessons(toy, 1, **quick)
 def weights(model): return {k: v.clone() for k, v in model.original_model.state_dict().items()}
 def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 def n_hooks(model): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.original_model.modules())
-def tokens(model, n=4, length=11, seed=0): return torch.randint(5, 150, (n, length), generator=torch.Generator().manual_seed(seed))
+def tokens(model, n=4, length=11, seed=0): return torch.randint(5, 150, (n, length), generator=torch.Generator().manual_seed(seed)).to(model.cfg.device)
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
 def test_cached_suffix_is_the_model(models, kind):
@@ -82,7 +82,7 @@ def test_gradients(models, kind, window):
     h, off = (1e-5, 1e-7) if kind == "gpt2" else (1e-2, 2e-3)
     m, T = models[kind], tokens(models[kind])
     s, knobs = Suffix(m, 1), head_knobs(m, ["1.0", "2.1"])[range(0, 24, 5)]
-    e, f, y = s.enter(T, window), added(m, knobs), torch.tensor([5, 6, 7, 8])
+    e, f, y = s.enter(T, window), added(m, knobs), torch.tensor([5, 6, 7, 8], device=T.device)
     loss = lambda x: torch.nn.functional.cross_entropy(s.logits(s.run(e, f(x))[:, -1]), y)
     x = .3*torch.randn(len(knobs), generator=torch.Generator().manual_seed(3)).double()
     x.requires_grad_(True)
@@ -99,7 +99,7 @@ def test_fisher_is_the_curvature_of_kl(toy):
     T = ioi(**task_args(toy), n=1).tokens[:, :6].repeat(240, 1)
     knobs, e = head_knobs(toy, ["1.1", "2.0"])[[0, 3]], s.enter(T)
     f, les = added(toy, knobs), Lessons(s, (), (), Lesson(e, s.run(e).detach(), 0), 0)
-    log = lambda x: s.logits(s.run(e, f(x), [0]))[0].log_softmax(-1)
+    log = lambda x: s.logits(s.run(e, f(x), [0]))[0].log_softmax(-1).cpu()
     J = torch.autograd.functional.jacobian(log, torch.zeros(len(knobs))) # (pos vocab knob)
     p = log(torch.zeros(len(knobs))).exp()
     exact = (p[..., None]*J.square()).sum((0, 1)).detach()/T.shape[1]

@@ -31,7 +31,7 @@ def test_provenance_says_it_all(folder):
     model = load_model(str(folder), device="cpu", dtype="bfloat16")
     p = provenance(model, 3)
     assert p["source"] == "local" and p["dtype"] == "bfloat16" and p["seed"] == 3 and p["bos"] is False
-    assert p["sha256"] == sha256(folder/"model.safetensors") and p["versions"]["torch"] == torch.__version__
+    assert p["sha256"] == sha256(folder/"model.safetensors") and p["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     json.dumps(p)
 
 def test_bos_is_a_choice(folder):
