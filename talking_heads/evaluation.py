@@ -122,7 +122,7 @@ def bounds(x:Tensor, # (... n) samples, floats or booleans
            clusters=None, # (n) labels, such as each prompt's template
           )->tuple[Tensor,Tensor]: # low and high (...)
     "Ends of the 95% intervals of many means at once"
-    rate = x.dtype==torch.bool
+    x,rate = x.cpu(),x.dtype==torch.bool
     how = how or ("t" if clusters is not None else "exact" if rate else "percentile")
     if how not in interval_kinds or (clusters is not None and how not in ("t","percentile")): raise TaskError(f"No interval {how!r}"
         f"{' over clusters' if clusters is not None else ''}. Choose {'t or percentile' if clusters is not None else ', '.join(interval_kinds)}.")
@@ -153,7 +153,7 @@ def interval(x:Tensor, # (n) floats, or booleans for a rate
              how:str|None=None, # one of `interval_kinds`; None: exact for booleans, percentile for floats, t for clusters
             )->dict: # mean, low, high, n, and with clusters their number
     "Mean of `x` with its 95% interval"
-    x = torch.as_tensor(x)
+    x = torch.as_tensor(x).cpu()
     low,high = bounds(x,how,seed,clusters)
     out = dict(mean=float(x.double().mean()),low=float(low),high=float(high),n=len(x))
     return out if clusters is None else out|dict(clusters=int(_codes(clusters,len(x)).max())+1)
@@ -193,7 +193,7 @@ def paired(a:Tensor, # (n) one condition: scores, or booleans
            clusters=None, # (n) labels such as templates: interval and p are then over clusters
           )->dict: # mean low high of b-a, n, p, and with clusters their number
     "Difference of two conditions on the same prompts, with its 95% interval and the p value of sign flips"
-    a,b = torch.as_tensor(a),torch.as_tensor(b)
+    a,b = torch.as_tensor(a).cpu(),torch.as_tensor(b).cpu()
     if a.shape!=b.shape or a.dtype!=b.dtype or a.ndim!=1: raise TaskError(f"Paired conditions need one value each per prompt, of one kind; these have "
         f"shapes {tuple(a.shape)} and {tuple(b.shape)}, types {a.dtype} and {b.dtype}.")
     (low,high),d = paired_bounds(a,b,seed,clusters),b.double()-a.double()
