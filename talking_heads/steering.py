@@ -163,6 +163,7 @@ def _no_unembedding(model):
 
 def _item_logits(model, runs:Reruns, hooks:list, n:int, ids:Tensor, start:int)->Tensor: # (batch variant item)
     "Logits of the items alone, with gradients"
+    ids = ids.to(model.cfg.device)
     if getattr(model.original_model.config,"final_logit_softcapping",None): # not linear in what enters the unembedding
         return runs.run(hooks,n,start_at_layer=start,grad=True).view(len(ids),n,-1).gather(2,ids[:,None].expand(-1,n,-1))
     with _no_unembedding(model): x = runs.run(hooks,n,start_at_layer=start,grad=True).view(len(ids),n,-1)
@@ -201,7 +202,7 @@ def fit_gradient(model, # from `load_model`
         opt.param_groups[0]["lr"] = 1-i/steps
         hooks = _end_hooks(_setting(model,s,lambda g: (start+x*unit)[None]),b,N)
         out = _item_logits(model,r,hooks,N,ids[b],s.first)
-        loss = torch.nn.functional.cross_entropy(out.flatten(0,1),torch.arange(N).repeat(len(b)))
+        loss = torch.nn.functional.cross_entropy(out.flatten(0,1),torch.arange(N,device=out.device).repeat(len(b)))
         opt.zero_grad(); loss.backward(); opt.step()
     return (start+x.detach()*unit)
 

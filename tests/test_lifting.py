@@ -176,7 +176,7 @@ def test_share_agrees_with_probes(models):
     p = type(p)(tuple(type(q)(**{**q.__dict__, "info": q.info|dict(right="", unmentioned=q.answer)}) for q in p), p.task, p.bos, p.pad_id)
     from talking_heads.probes import item_ids, left_over
     want = torch.tensor(preference(p, s.logits(final[:, -1]).detach()).share.to_numpy())
-    assert torch.allclose(lib._share(s, final, item_ids(p), left_over(p)).double(), want, atol=1e-5)
+    assert torch.allclose(lib._share(s, final, item_ids(p), left_over(p)).double().cpu(), want, atol=1e-5)
 
 def test_frozen_parts(toy):
     "With every write frozen no lift is left; with the only edited head frozen none either; with an idle part frozen all of it"
