@@ -51,11 +51,15 @@ def _scan(model, revision, processing, out, top, memory, reader, distance, **job
     "Open the weights, scan them, write the page, say what was found"
     from talking_heads.svd import attention_weights
     from talking_heads.scan import Scan, parse_bytes, scan, scan_page
-    memory = parse_bytes(memory)
+    memory,old = parse_bytes(memory),Path(out).expanduser()/"scan.json"
     weights = attention_weights(model,processing,revision=revision)
+    try: was = json.loads(old.read_text())["provenance"]
+    except (OSError,ValueError,KeyError,TypeError): was = None # none there, or somebody else's, which `scan` refuses
     out = scan(weights,out,Scan(readers=_heads(reader,weights),top=top,memory=memory,distance=distance,**job))
     page = scan_page(out)
     info = json.loads((out/"scan.json").read_text())
+    if was and was!=info["provenance"]: print(f"Replaced an earlier scan of {was['model']} in {out}.\n")
+    print("Loudest writer -> reading head, with its robust z among all that this head could hear (8 or more stands out):")
     for m,rows in info["strongest"].items():
         print(f"{m}: "+", ".join(f"{r['src']}->{r['dst']} (z {r['z']:.1f})" for r in rows[:6]))
     print(f"\nRows     {out/'scan.parquet'}\nSummary  {out/'scan.json'}\nOne page {page}")
@@ -64,7 +68,7 @@ def _scan(model, revision, processing, out, top, memory, reader, distance, **job
 @call_parse
 @friendly
 def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,nargs="?")="smollm2",
-            out:Param("folder for the results; the same command goes on with what an interrupted one left there",str)="runs/scan",
+            out:Param("folder for the results; the same command goes on with what an interrupted one left there, another one replaces its scan",str)="runs/scan",
             modes:Param("modes to scan, e.g. QK",str)="QKV",
             reader:Param("only these reading heads, e.g. 9.9 or 9.9,9.6",str)="",
             top:Param("writers kept for each reader and mode; 0 keeps all",int)=100,

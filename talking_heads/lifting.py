@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['arms', 'effort', 'Knobs', 'component_knobs', 'head_knobs', 'matrix_knobs', 'rotated_knobs', 'knob_edit', 'Entry',
            'Suffix', 'added', 'Lesson', 'Lessons', 'lessons', 'task_gradient', 'fisher', 'Choice', 'choose', 'Settings',
-           'Trained', 'train', 'Exam', 'Judge', 'judge', 'Rank1', 'rank1_edit', 'rank1', 'freezings', 'carried',
-           'attention_loss', 'Workshop', 'best', 'of_heads', 'train_arm', 'judge_arm', 'lifting_study',
+           'Trained', 'train', 'pruned', 'Exam', 'Judge', 'judge', 'Rank1', 'rank1_edit', 'rank1', 'freezings',
+           'carried', 'attention_loss', 'Workshop', 'best', 'of_heads', 'train_arm', 'judge_arm', 'lifting_study',
            'collect_lifting', 'stored_lifting', 'costs', 'pareto', 'search_edits', 'Circuit', 'find_circuit',
            'Proposal', 'propose_edit']
 
@@ -483,6 +483,20 @@ def edit(self:Choice, model, u:Tensor, name:str)->Edit:
     "The edit of the weights"
     return knob_edit(model,self.knobs,u*self.step,name)
 
+# %% ../nbs/lifting.ipynb #n049
+def _part(c:Choice, ix)->Choice:
+    ix = list(map(int,ix))
+    return Choice(c.knobs[ix],c.step[ix],c.table.iloc[ix].reset_index(drop=True))
+
+def pruned(les:Lessons,
+           choice:Choice, # more than are to be kept
+           n:int=64, # how many to keep
+           s:Settings=Settings(), # of the training that decides
+          )->Choice: # in the order of how far each was turned
+    "The knobs that training turns furthest"
+    t = train(les,choice,s,"before pruning")
+    return _part(choice,(t.x/choice.step).abs().argsort(descending=True)[:n])
+
 # %% ../nbs/lifting.ipynb #c046
 @dataclass(frozen=True)
 class Exam:
@@ -776,10 +790,6 @@ def ranked(self:Workshop)->Choice:
     return self.once("ranked",make)
 
 # %% ../nbs/lifting.ipynb #c071
-def _part(c:Choice, ix)->Choice:
-    ix = list(map(int,ix))
-    return Choice(c.knobs[ix],c.step[ix],c.table.iloc[ix].reset_index(drop=True))
-
 def _with_steps(w:Workshop, knobs:Knobs)->Choice:
     "Knobs that are no candidates, with steps of their own"
     F = _floored(fisher(w.lessons,knobs,seed=w.seed))
@@ -794,9 +804,9 @@ def of_heads(w:Workshop, heads:list, n:int|None=None)->Choice:
     return _part(w.ranked,[i for i,h in enumerate(w.ranked.knobs.heads) if h in heads][:n])
 
 # %% ../nbs/lifting.ipynb #c072
-def _random(w:Workshop)->Choice:
+def _random(w:Workshop, n:int|None=None)->Choice:
     k = w.ranked.knobs
-    return _part(w.ranked,torch.randperm(len(k),generator=derive_generator(w.seed,"random knobs"))[:w.n])
+    return _part(w.ranked,torch.randperm(len(k),generator=derive_generator(w.seed,"random knobs"))[:n or w.n])
 
 def _other_heads(w:Workshop)->Choice:
     mine = set(best(w).knobs.heads)
@@ -814,6 +824,12 @@ def _trained(choice, name:str, **change): # a function of a workshop
         return train(les,choice(w),s,name)
     return make
 
+def _pruned(choice, name:str, **change): # a function of a workshop; `choice` makes four times as many
+    def make(w:Workshop)->Trained:
+        s = replace(w.settings,**change)
+        return train(w.lessons,pruned(w.lessons,choice(w,4*w.n),w.n,s),s,name)
+    return make
+
 def _through_attention(w:Workshop)->Trained:
     return train(w.lessons,of_heads(w,w.inhibition),w.settings,"trained on the movers' attention",attention_loss(w.movers))
 
@@ -827,6 +843,9 @@ arms = { # name to a function of a workshop
     "without contrasts": _trained(best,"without contrasts",contrast=0.),
     "random gains": _trained(_random,"random gains"),
     "random without contrasts": _trained(_random,"random without contrasts",contrast=0.),
+    "pruned gains": _pruned(best,"pruned gains"),
+    "pruned random gains": _pruned(_random,"pruned random gains"),
+    "pruned without contrasts": _pruned(best,"pruned without contrasts",contrast=0.),
     "rank-1 LoRA": _trained(lambda w: rank1(w.lessons,w.inhibition[0].layer),"rank-1 LoRA",rate=.0008,contrast=0.),
     "permuted gains": _permuted,
     "other heads": _trained(_other_heads,"other heads",contrast=0.),
@@ -844,7 +863,7 @@ arms = { # name to a function of a workshop
 # %% ../nbs/lifting.ipynb #c075
 def _code()->str:
     "Hash of the code that trains and judges"
-    parts = (Suffix,Lesson,Settings,lessons,_lists,_contrasts,_plain,task_gradient,_fisher,choose,_contrast_loss,_draw,_losses,train,_fit,Rank1,rank1,judge,Judge)
+    parts = (Suffix,Lesson,Settings,lessons,_lists,_contrasts,_plain,task_gradient,_fisher,choose,pruned,_contrast_loss,_draw,_losses,train,_fit,Rank1,rank1,judge,Judge)
     return hashlib.sha256("".join(inspect.getsource(p) for p in parts).encode()).hexdigest()
 
 def _slug(arm:str, seed:int)->str: return re.sub(r"\W+","-",arm)+f"-{seed}"

@@ -379,6 +379,13 @@ def scan_charts(out:Path, # folder of a finished scan
     return charts
 
 # %% ../nbs/scan.ipynb #c041
+def _channel_table(found:list, n:int=15)->str:
+    "The loudest channels of a mode as HTML, or a word on why there are none"
+    if not found: return "<p>None: no component stands out by a z of 8 or more.</p>"
+    rows = "".join(f"<tr><td>{', '.join(c['writers'][:8])}</td><td>{', '.join(c['readers'][:8])}</td><td>{c['z']:.1f}</td></tr>" for c in found[:n])
+    more = f"<p>The {n} loudest of {len(found)}; the others are in scan.json.</p>" if len(found)>n else ""
+    return f"<table><tr><th>writers</th><th>readers</th><th>z</th></tr>{rows}</table>{more}"
+
 def scan_page(out:Path, # folder of a finished scan
              )->Path: # scan.html
     "Write a scan as one HTML file that needs no network"
@@ -390,7 +397,5 @@ def scan_page(out:Path, # folder of a finished scan
     what = f"{p['model']}{' at '+p['revision'] if p['revision'] else ''}, weights {p['processing']}, {info['rows']:,} rows kept"+(f" of {tested:,} tested" if tested else ", whole heads")
     parts = [f"<h1>Scan of {escape(p['model'])}</h1><p>{escape(what)}. {escape(info['note'])}</p>"]
     for title,chart in scan_charts(out).items(): parts.append(f"<h2>{escape(title)}</h2>{chart_html(chart.to_dict())}")
-    for m,found in info["channels"].items():
-        rows = "".join(f"<tr><td>{', '.join(c['writers'][:8])}</td><td>{', '.join(c['readers'][:8])}</td><td>{c['z']:.1f}</td></tr>" for c in found[:15])
-        parts.append(f"<h2>Channels in {m}</h2><table><tr><th>writers</th><th>readers</th><th>z</th></tr>{rows}</table>")
+    parts += [f"<h2>Channels in {m}</h2>{_channel_table(found)}" for m,found in info["channels"].items()]
     return page("".join(parts),Path(out)/"scan.html",f"Scan of {p['model']}")

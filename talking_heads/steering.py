@@ -303,15 +303,16 @@ def _tests(model, n_items:int, n:int, seed:int)->dict: # template to (prompts, p
     lists = {t:laundry_list(**task_args(model),n_items=n_items,n=n,seed=seed,template=t) for t in templates}
     return {t:(p,prefixes(model,p,max(8,160//n_items))) for t,p in lists.items()}
 
-def _study_rows(model, weights, names3, names8, n_items, movers, n, seed, done:set)->list:
+def _study_rows(model, weights, names3, names8, n_items, info:dict, done:set)->list:
     "Fit and judge the arms of one list length that are not done yet"
     arms = [(a,s,how) for a,s in _arms(weights,names3,names8,n_items).items() for how in ("gradient","attention") if how=="gradient" or "chosen" in a]
     arms = [x for x in arms if (n_items,x[0],x[2]) not in done]
     if not arms: return []
-    train,tests,rows = laundry_list(**task_args(model),n_items=n_items,n=192,seed=seed+100),_tests(model,n_items,n,seed+1),[]
+    seed,movers = info["seed"],info["movers"]
+    train,tests,rows = laundry_list(**task_args(model),n_items=n_items,n=info["n_train"],seed=seed+100),_tests(model,n_items,info["n"],seed+1),[]
     runs = prefixes(model,train,16)
     for arm,s,how in arms:
-        values = fit_gradient(model,train,s,120,runs=runs,seed=seed) if how=="gradient" else fit_attention(model,train,s,movers,runs=runs)
+        values = fit_gradient(model,train,s,info["steps"],runs=runs,seed=seed) if how=="gradient" else fit_attention(model,train,s,movers,runs=runs)
         about = dict(n_items=n_items,arm=arm,fit=how,names=list(s.names),values=values.tolist())
         rows += [about|dict(template=t)|steering_scores(steer(model,p,s,values,movers,r)) for t,(p,r) in tests.items()]
     return rows
@@ -326,20 +327,22 @@ def _begun(path:Path, info:dict)->dict:
 def steering_study(model, # SmolLM2 from `load_model`
                    heads:list, # the two strongest inhibition heads, strongest first, from `find_heads`
                    movers:list, # from `find_heads`
-                   sizes=(2,3,5,8,10), # list lengths
+                   sizes=(2,3,4,5,6,8,10), # list lengths
                    n:int=200, # test prompts per point
+                   n_train:int=480, # prompts that coordinates are fitted on
+                   steps:int=300, # of each fit by gradient
                    seed:int=0, # of prompts and fits
                    path:Path=_steering_table,
                   )->Path:
     "Compute the stored table; what an interrupted run finished is kept"
     weights = attention_weights(model,"folded")
-    info = dict(sha256=model.checkpoint.sha256,heads=list(map(str,heads)),movers=list(map(str,movers)),n=n,seed=seed)
-    old,train = _begun(path,info),laundry_list(**task_args(model),n_items=5,n=192,seed=seed+100)
-    chosen = old.get("chosen") or choose_components(model,weights,train,heads,4,steps=80,seed=seed)
+    info = dict(sha256=model.checkpoint.sha256,heads=list(map(str,heads)),movers=list(map(str,movers)),n=n,n_train=n_train,steps=steps,seed=seed)
+    old,train = _begun(path,info),laundry_list(**task_args(model),n_items=5,n=n_train,seed=seed+100)
+    chosen = old.get("chosen") or choose_components(model,weights,train,heads,4,steps=steps//2,seed=seed)
     few,rows = [c for c in chosen if parse_component(c)[0]==parse_head(heads[0])][:3],old.get("rows",[])
     for n_items in (None,*sizes): # what is chosen is written down first
         done = {(r["n_items"],r["arm"],r["fit"]) for r in rows}
-        if n_items: rows += _study_rows(model,weights,few,chosen,n_items,movers,n,seed,done)
+        if n_items: rows += _study_rows(model,weights,few,chosen,n_items,info,done)
         write_json(info|dict(versions=versions(),chosen=chosen,rows=rows),path)
     return Path(path)
 

@@ -118,6 +118,17 @@ def test_choose_ranks_by_gradient_over_root_fisher(taught, toy):
     assert c.table.score.min() >= choose(taught, knobs, len(knobs)).table.score.iloc[5]
     assert torch.allclose(c.step, torch.tensor(c.table.fisher.to_numpy()).rsqrt())
 
+def test_pruning_keeps_what_training_turns_furthest(taught, toy):
+    "Against the definition, in units of each knob's step; kept whole, in falling order, same seed same choice, and the model as it was"
+    before, s = weights(toy), Settings(steps=6, rate=.03, kl=.2, windows=8)
+    c = choose(taught, head_knobs(toy, [(l, h) for l in (1, 2) for h in range(8)]), 24)
+    turned = dict(zip(c.knobs.names, (train(taught, c, s).x/c.step).abs().tolist()))
+    kept = pruned(taught, c, 7, s)
+    assert list(kept.knobs.names) == sorted(turned, key=lambda n: -turned[n])[:7] and kept.table.name.tolist() == list(kept.knobs.names)
+    at = [c.knobs.names.index(n) for n in kept.knobs.names]
+    assert torch.equal(kept.step, c.step[at]) and torch.equal(kept.knobs.write, c.knobs.write[at])
+    assert pruned(taught, c, 7, s).knobs.names == kept.knobs.names and same(before, weights(toy))
+
 def test_training_lowers_the_loss_and_leaves_the_model(taught, toy):
     "Loss on the lessons falls, train text stays within the budget, same seed same gains, not a bit of the model differs"
     before, hooks = weights(toy), n_hooks(toy)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+import talking_heads.scan as S
 from talking_heads.composition import *
 from talking_heads.core import *
 from talking_heads.nulls import *
@@ -99,6 +100,20 @@ def test_other_peoples_folders(folder, tmp_path):
     scan(w, tmp_path/"o", Scan("K", top=2))
     assert before == [f.stat().st_mtime_ns for f in sorted((out/"writers").rglob("*.safetensors"))], "write directions serve every scan of the same weights"
     assert set(read_scan(out)["mode"]) == {"K"}
+    (out/"tables"/"mine.csv").write_text("x")
+    with pytest.raises(OutputError, match="mine.csv"): scan(w, out, Scan("V", top=2))
+    assert (out/"tables"/"mine.csv").exists() and set(read_scan(out)["mode"]) == {"K"}
+
+def test_the_command_says_what_it_replaced(folder, tmp_path):
+    first, again, other = (th(folder, "--out", tmp_path/"o", *more) for more in ((), (), ("--reader", "2.1")))
+    assert all("robust z" in r.stdout for r in (first, again, other))
+    assert "Replaced" not in first.stdout+again.stdout and f"Replaced an earlier scan of {folder.name}" in other.stdout
+
+def test_the_page_says_why_a_table_is_empty_or_cut():
+    c = dict(writers=["0.0.1"], readers=["2.1"], z=9.)
+    assert "None" in S._channel_table([]) and "<table" not in S._channel_table([])
+    assert S._channel_table([c]*15).count("<td>0.0.1") == 15 and "loudest of" not in S._channel_table([c]*15)
+    assert "15 loudest of 16" in S._channel_table([c]*16)
 
 def test_dead_heads_and_plain_arguments(tmp_path):
     folder = tiny.save("llama", tmp_path/"m")
