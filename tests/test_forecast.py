@@ -15,9 +15,8 @@ from talking_heads.evaluation import interval
 from talking_heads.forecast import *
 from talking_heads.forecast import _cells, _spaces, _write_rows
 from talking_heads.hooks import *
-from talking_heads.interventions import coordinates
+from talking_heads.interventions import coordinates, parse_component
 from talking_heads.steering import *
-from talking_heads.svd import *
 
 def frame(n=600, signal=0., seed=0, sizes=(3, 5), names=("a", "b")):
     "Prompts whose failure depends on the length, and by `signal` on column a; column b and confidence are noise"
@@ -264,7 +263,7 @@ def test_study_goes_on_where_it_stopped(toy, tmp_path, monkeypatch):
 
 def test_stored_rows_are_of_the_embedded_model():
     t = stored_forecast()
-    assert t.attrs["sha256"] == find_checkpoint("smollm2").sha256 and set(t.attrs["names"][0]) == set(stored_steering()["chosen"])
+    assert t.attrs["sha256"] == find_checkpoint("smollm2").sha256 and {str(parse_component(n)[0]) for n in t.attrs["names"][0]} == set(stored_steering()["heads"])
     assert set(t.use) == {"train", "test", "held-out"} and set(t[t.use == "held-out"].template) == set(held_out)
     assert t.notna().all().all() and (t.groupby(["use", "template", "n_items"]).size() == t.attrs["n"]).all()
     assert set(sum(t.attrs["names"], [])) <= set(t.columns)

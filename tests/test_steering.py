@@ -129,7 +129,7 @@ def test_the_stored_table_is_whole_and_of_this_model():
     t = stored_steering()
     assert t["sha256"] == find_checkpoint("smollm2").sha256 and t["n"] >= 200
     rows = [(r["n_items"], r["arm"], r["fit"], r["template"]) for r in t["rows"]]
-    assert len(rows) == len(set(rows)) and {r[0] for r in rows} >= {2, 3, 5, 8}
+    assert len(rows) == len(set(rows)) and {r[0] for r in rows} >= {2, 3, 4, 5, 6, 8, 10}
     for r in t["rows"]:
         assert r["n"] == t["n"] and all(r[f"{k}_low"] <= r[k] <= r[f"{k}_high"] for k in ("named", "top1", "looked"))
         assert len(r["values"]) == r["n_items"] and len(r["values"][0]) == len(r["names"])
