@@ -539,7 +539,7 @@ def lift_bars(df:pd.DataFrame, # rows of `edit split n_items before after change
     df = _checked(df, "edit split n_items before after change low high n", "lift_bars")
     d = df["edit split n_items before after change low high n".split()].round(4).assign(where=df.split+", N="+df.n_items.astype(str))
     order = d.sort_values(["split","n_items"],ascending=[False,True])["where"].drop_duplicates().tolist()
-    base = alt.Chart(_inline(d), width="container", height=240).encode(x=alt.X("where:N", title="templates, items (N)", sort=order, axis=alt.Axis(labelAngle=0)), xOffset="edit:N",
+    base = alt.Chart(_inline(d), width="container", height=240).encode(x=alt.X("where:N", title="templates, items (N)", sort=order, axis=alt.Axis(labelAngle=0,labelExpr="split(datum.label,', ')")), xOffset="edit:N",
         tooltip=["edit:N","where:N",*(alt.Tooltip(field=c,type="quantitative",format=".3f",title=_titles.get(c,c)) for c in ("before","after","change","low","high")),"n:Q"])
     bars = base.mark_bar().encode(y=alt.Y("change:Q", title="change of top-1 accuracy"), color=alt.Color("edit:N", scale=alt.Scale(range=[hues[0],"#999999",hues[1],hues[2]])))
     said = "; ".join(f"{r['edit']} {r['where']} {_span(r,'change')}" for _,r in d.iterrows())
@@ -761,6 +761,7 @@ _js_fit = _js_wrap+_js_beside+"""
     s.config.legend = {...s.config.legend, labelLimit: wide - 110}
     if (s.width == "container" && s.height?.step) s.width = wide - 50 // Vega-Lite fits a chart to its room only where its height is a number
     plan.wide = wide
+    const asked = s.columns
     beside(s, wide, plan)
     if (wide < 600) Object.assign(s.config.legend, {titleOrient: "top", columns: Math.floor(wide / 120)})
     if (wide < 600) s.config.legend.layout = {top: {direction: "vertical", anchor: "start", margin: 4}}
@@ -769,7 +770,7 @@ _js_fit = _js_wrap+_js_beside+"""
       const legend = part.encoding?.color?.legend
       if (legend?.columns) legend.columns = Math.max(1, Math.floor(legend.columns * Math.min(1, wide / 700)))
     }
-    const narrow = (wide < 600 || plan.cut > 1) && s.usermeta?.narrow || {}
+    const narrow = (wide < 600 || plan.cut > 1 || s.columns < asked) && s.usermeta?.narrow || {}
     if (narrow.columns) Object.assign(s, {columns: narrow.columns, spacing: {row: 14, column: 3}})
     for (const [i, h] of (narrow.heights || []).entries()) (s.vconcat || [s])[i].height = h
     return s
