@@ -11,7 +11,7 @@ from talking_heads.verdicts import judge_claims
 root = Path(__file__).resolve().parent.parent
 stored = sorted((root/"nbs"/"runs").glob("*.json"))
 
-def test_there_are_runs(): assert {p.stem for p in stored} >= {"gpt2_weights"}
+def test_there_are_runs(): assert {p.stem for p in stored} >= {"gpt2_weights", "smollm2", "toy"}
 
 @pytest.mark.parametrize("path", stored, ids=lambda p: p.stem)
 def test_stored_run(path):
