@@ -17,6 +17,7 @@ from talking_heads.forecast import _cells, _spaces, _write_rows
 from talking_heads.hooks import *
 from talking_heads.interventions import coordinates, parse_component
 from talking_heads.steering import *
+from talking_heads.svd import *
 
 def frame(n=600, signal=0., seed=0, sizes=(3, 5), names=("a", "b")):
     "Prompts whose failure depends on the length, and by `signal` on column a; column b and confidence are noise"
