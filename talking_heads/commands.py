@@ -50,7 +50,7 @@ def _heads(text:str, weights)->tuple:
 def _scan(model, revision, processing, out, top, memory, reader, distance, **job):
     "Open the weights, scan them, write the page, say what was found"
     from talking_heads.svd import attention_weights
-    from talking_heads.scan import Scan, parse_bytes, scan, scan_page
+    from talking_heads.scan import Scan, loud, parse_bytes, scan, scan_page
     memory,old = parse_bytes(memory),Path(out).expanduser()/"scan.json"
     weights = attention_weights(model,processing,revision=revision)
     try: was = json.loads(old.read_text())["provenance"]
@@ -59,7 +59,7 @@ def _scan(model, revision, processing, out, top, memory, reader, distance, **job
     page = scan_page(out)
     info = json.loads((out/"scan.json").read_text())
     if was and was!=info["provenance"]: print(f"Replaced an earlier scan of {was['model']} in {out}.\n")
-    print("Loudest writer -> reading head, with its robust z among all that this head could hear (8 or more stands out):")
+    print(f"Loudest writer -> reading head, with its robust z among all that this head could hear ({loud:g} or more stands out):")
     for m,rows in info["strongest"].items():
         print(f"{m}: "+", ".join(f"{r['src']}->{r['dst']} (z {r['z']:.1f})" for r in rows[:6]))
     print(f"\nRows     {out/'scan.parquet'}\nSummary  {out/'scan.json'}\nOne page {page}")

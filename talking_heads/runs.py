@@ -79,7 +79,7 @@ def _clear(self:RunFolder, ours:bool):
     "Remove what an earlier run left; refuse a folder where files of these names are somebody else's"
     folders,files = ("tables","charts","edits"),("results.json","paper.html","brief.en.html","brief.ja.html","scan.parquet","scan.json","scan.html")
     theirs = [f for f in (*files,"paper.ipynb") if (self.path/f).exists()]+[d for d in folders if (self.path/d).is_dir() and any((self.path/d).iterdir())]
-    theirs = theirs if not ours else [str(f.relative_to(self.path)) for f in (self.path/"tables").glob("*") if not f.name.startswith(".") and f.suffix not in (".parquet",".json")]
+    if ours: theirs = [f"tables/{f.name}" for f in (self.path/"tables").glob("[!.]*") if f.suffix not in (".parquet",".json")]
     if theirs: raise OutputError(f"{self.path} has {theirs[0]}, which no run of this package made. Choose another folder.")
     for d in folders: shutil.rmtree(self.path/d, ignore_errors=True)
     for f in files: (self.path/f).unlink(missing_ok=True)
