@@ -98,7 +98,7 @@ def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device):
     from talking_heads.proposals import parse_budget, propose_and_audit, write_outcome
     limits = parse_budget(budget)
     lm = load_model(model,device=device)
-    o = propose_and_audit(lm,limits,how,full if full_audit else quick,seed)
+    o = propose_and_audit(lm,limits,how,full if full_audit or how=="full" else quick,seed)
     print(f"{o.edit!r}\n{o.audit!r}\n{o!r}")
     made = [] if dry_run else write_outcome(o,lm,out,baked)
     print("\nNothing was written (--dry-run)." if dry_run else "\n"+"\n".join(map(str,made)))
@@ -111,8 +111,8 @@ def th_edit(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             task:Param("what to improve",str,choices=["laundry"])="laundry",
             budget:Param("limits the audit must respect, e.g. kl=0.02,wrong=0.05; a limit of none leaves its rule out",str)="",
             out:Param("folder for the edit, its adapter, audit.json and edit.html",str)="runs/edit",
-            how:Param("how much to train: quick, full, or tiny for the toy",str)="quick",
-            full_audit:Param("audit on more text and prompts (some minutes)",store_true)=False,
+            how:Param("how much to train: quick, full (half an hour on two cores, with the full audit), or tiny for the toy",str)="quick",
+            full_audit:Param("audit on more text and prompts (some minutes), whatever was trained",store_true)=False,
             dry_run:Param("say what would be kept and write nothing",store_true)=False,
             baked:Param("write a full checkpoint as well",store_true)=False,
             undo:Param("remove what an earlier th_edit wrote in --out",store_true)=False,

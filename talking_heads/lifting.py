@@ -824,10 +824,10 @@ def _trained(choice, name:str, **change): # a function of a workshop
         return train(les,choice(w),s,name)
     return make
 
-def _pruned(choice, name:str, **change): # a function of a workshop; `choice` makes four times as many
+def _pruned(choice, name:str, longer:int=1, **change): # a function of a workshop; `choice` makes four times as many
     def make(w:Workshop)->Trained:
         s = replace(w.settings,**change)
-        return train(w.lessons,pruned(w.lessons,choice(w,4*w.n),w.n,s),s,name)
+        return train(w.lessons,pruned(w.lessons,choice(w,4*w.n),w.n,s),replace(s,steps=longer*s.steps),name)
     return make
 
 def _through_attention(w:Workshop)->Trained:
@@ -846,6 +846,9 @@ arms = { # name to a function of a workshop
     "pruned gains": _pruned(best,"pruned gains"),
     "pruned random gains": _pruned(_random,"pruned random gains"),
     "pruned without contrasts": _pruned(best,"pruned without contrasts",contrast=0.),
+    "pruned, longer": _pruned(best,"pruned gains",3,per=12,windows=3),
+    "full effort": _pruned(best,"pruned gains",3,per=12,windows=3,contrast=24.),
+    "random, full effort": _pruned(_random,"pruned random gains",3,per=12,windows=3,contrast=24.),
     "rank-1 LoRA": _trained(lambda w: rank1(w.lessons,w.inhibition[0].layer),"rank-1 LoRA",rate=.0008,contrast=0.),
     "permuted gains": _permuted,
     "other heads": _trained(_other_heads,"other heads",contrast=0.),
@@ -881,7 +884,7 @@ def train_arm(w:Workshop,
     t.edit.save(out)
     log = t.log.round(5).to_dict("list") if len(t.log) else {}
     write_json(dict(arm=arm,seed=w.seed,layer=w.layer,inhibition=list(map(str,w.inhibition)),movers=list(map(str,w.movers)),n_learned=len(t.x),shrunk=t.shrunk,settings=asdict(t.settings),
-        code=_code(),cpu_seconds=round(time.process_time()-start,1),log=log,provenance=provenance(w.model,w.seed)),out/"arm.json")
+        lessons={k:list(v) if isinstance(v,(tuple,range)) else v for k,v in w.kw.items()},matmul=torch.get_float32_matmul_precision(),code=_code(),cpu_seconds=round(time.process_time()-start,1),log=log,provenance=provenance(w.model,w.seed)),out/"arm.json")
     return out
 
 # %% ../nbs/lifting.ipynb #c076
@@ -901,11 +904,12 @@ def lifting_study(model, # from `load_model`
                   layer:int, inhibition:list, movers:list, # from `find_circuit`
                   names=tuple(arms), # arms
                   seeds=(0,1,2),
+                  **kw, # for `lessons`
                  )->Path: # `folder`
     "Train and judge every arm that is not there yet"
     j = judge(model,layer,seed=70) # prompts that no setting was chosen on
     for seed in seeds:
-        w = Workshop(model,layer,inhibition,movers,seed)
+        w = Workshop(model,layer,inhibition,movers,seed,**kw)
         for a in names: judge_arm(j,train_arm(w,a,folder))
     return Path(folder)
 
@@ -914,6 +918,7 @@ _table = Path(str(files("talking_heads")/"models"/"smollm2_lifting.json"))
 
 def collect_lifting(folder:Path, # of the study
                     out:Path=_table,
+                    keep:bool=False, # keep arms of `out` that the folder lacks?
                    )->Path:
     "Put all judged arms, and what was frozen, into one file"
     found = []
@@ -922,6 +927,9 @@ def collect_lifting(folder:Path, # of the study
         frozen = f.parent/"frozen.json"
         found.append(a|dict(rows=json.loads(f.read_text()),frozen=json.loads(frozen.read_text()) if frozen.is_file() else None))
     if not found: raise OutputError(f"No judged arm in {folder}. Run lifting_study first.")
+    mine = {(a["arm"],a["seed"]) for a in found}
+    if keep: found += [a for a in json.loads(Path(out).read_text())["arms"] if (a["arm"],a["seed"]) not in mine]
+    found.sort(key=lambda a: (a["arm"],a["seed"]))
     shas = {a["provenance"]["sha256"] for a in found}
     if len(shas)>1: raise OutputError(f"The arms in {folder} belong to {len(shas)} different models. Keep one folder for each model.")
     return write_json(dict(what="edits that lift the Laundry List: trained, then judged as edits of the weights",sha256=shas.pop(),arms=found),out)
@@ -992,10 +1000,10 @@ def find_circuit(model, # from `load_model`
     return Circuit(tuple(inhibition),tuple(movers),max(0,middle-below))
 
 # %% ../nbs/lifting.ipynb #c083
-effort = { # name to (arguments of `lessons`, changes of `Settings`)
-    "quick": (dict(n_items=(3,5,8),per=12,windows=24,contrasts=(5,)),dict(steps=40,per=6)),
-    "full": ({},{}),
-    "tiny": (dict(n_items=(7,8,9),per=8,windows=16,length=16,window=None),dict(steps=40,rate=.03,windows=8))} # for `toy`
+effort = { # name to (arguments of `lessons`, changes of `Settings`, how many times as many candidates are offered, and steps taken once they are pruned)
+    "quick": (dict(n_items=(3,5,8),per=12,windows=24,contrasts=(5,)),dict(steps=40,per=6),1,1),
+    "full": (dict(per=24,per_form=12,windows=96),dict(per=12,windows=3,contrast=24.),4,3),
+    "tiny": (dict(n_items=(7,8,9),per=8,windows=16,length=16,window=None),dict(steps=40,rate=.03,windows=8),1,1)} # for `toy`
 
 @dataclass(frozen=True, repr=False)
 class Proposal:
@@ -1011,20 +1019,20 @@ def propose_edit(model, # from `load_model`
                  how:str="quick", # "quick", "full" or "tiny": how much is trained on
                  kl:float=.013, # budget on train text, nats per token
                  n:int=64, # most gains
-                 contrast:float=12., # weight of the contrast suite
+                 contrast:float|None=None, # weight of the contrast suite; None for the effort's own
                  seed:int=0, # of prompts, text and order
                  circuit:Circuit|None=None, # where it is known already
                 )->Proposal: # the model is left as it was
-    "Detect heads, choose components, train their gains"
+    "Detect heads, choose components, train their gains; with full effort, offer more and prune"
     if how not in effort: raise TalkingHeadsError(f"Unknown effort {how!r}. Choose {', '.join(effort)}.")
     if not (kl>0 and math.isfinite(kl)): raise TalkingHeadsError(f"A KL budget of {kl} cannot be met by any edit. Give a positive number, such as 0.011.")
     if not n>=1: raise TalkingHeadsError(f"An edit of {n} gains changes nothing. Give at least 1.")
     if active_edits(model): raise EditError("The model already carries an edit. Undo it first.")
-    more,change = effort[how]
+    more,change,offered,longer = effort[how]
     c = circuit or find_circuit(model,30 if how!="full" else 60,seed=seed)
-    w = Workshop(model,c.layer,c.inhibition,c.movers,seed,Settings(**change|dict(kl=kl,contrast=contrast)),n,**more)
-    choice = best(w)
-    t = train(w.lessons,choice,w.settings,f"lift laundry lists, KL {kl:g}")
+    w = Workshop(model,c.layer,c.inhibition,c.movers,seed,Settings(**change|dict(kl=kl)|({} if contrast is None else dict(contrast=contrast))),n,**more)
+    choice = best(w) if offered==1 else pruned(w.lessons,best(w,offered*n),n,w.settings)
+    t = train(w.lessons,choice,replace(w.settings,steps=longer*w.settings.steps),f"lift laundry lists, KL {kl:g}")
     record = dict(task="laundry",layer=c.layer,inhibition=[str(h) for h in c.inhibition],movers=[str(h) for h in c.movers],how=how,seed=seed,
-        settings=asdict(w.settings),shrunk=t.shrunk,loss=[float(t.log.task.iloc[:5].mean()),float(t.log.task.iloc[-5:].mean())],provenance=provenance(model,seed))
+        settings=asdict(t.settings),shrunk=t.shrunk,loss=[float(t.log.task.iloc[:5].mean()),float(t.log.task.iloc[-5:].mean())],provenance=provenance(model,seed))
     return Proposal(t.edit,record,choice.table,t.log)

@@ -148,7 +148,7 @@ def load_sweep(name:str, # of a ready sweep, or a path
 def paper_command(r:PlannedRun, # what to run
                   folder:Path, # where
                  )->list[str]:
-    "The `th_paper` command of a run, without --resume"
+    "The `th_paper` command of a run, without `--resume`"
     optional = [x for k in ("revision","device") if (v:=getattr(r,k)) for x in (f"--{k}",v)]
     params = [x for k,v in r.parameters.items() for x in ("-p",k,json.dumps(v))]
     return ["th_paper","--model",r.model,"--seed",str(r.seed),"--out",str(folder),"--dtype",r.dtype,*optional,*params]

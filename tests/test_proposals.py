@@ -86,3 +86,14 @@ def test_the_command(tmp_path):
     assert undone.returncode == 0 and "Removed" in undone.stdout and not list((tmp_path/"x").iterdir())
     bad = th_edit("toy", "--budget", "klx=1", "--out", tmp_path/"y")
     assert bad.returncode == 1 and "no limit 'klx'" in bad.stderr and "Traceback" not in bad.stderr
+
+@pytest.mark.parametrize("how,flag,full", [("quick", False, False), ("quick", True, True), ("full", False, True), ("tiny", False, False)])
+def test_full_effort_is_audited_in_full(toy, outcome, monkeypatch, how, flag, full):
+    "An edit that took half an hour is not judged on a few prompts"
+    from talking_heads import audit, commands, hooks, proposals
+    asked = []
+    monkeypatch.setattr(hooks, "load_model", lambda *args, **kw: toy)
+    monkeypatch.setattr(proposals, "propose_and_audit", lambda model, budget, effort, plan, seed: asked.append((effort, plan)) or outcome)
+    try: commands._edit("toy", "", "unused", how, flag, True, False, 0, "cpu")
+    except SystemExit: pass
+    assert asked == [(how, audit.full if full else audit.quick)]
