@@ -847,8 +847,8 @@ arms = { # name to a function of a workshop
     "pruned random gains": _pruned(_random,"pruned random gains"),
     "pruned without contrasts": _pruned(best,"pruned without contrasts",contrast=0.),
     "pruned, longer": _pruned(best,"pruned gains",3,per=12,windows=3),
-    "full effort": _pruned(best,"pruned gains",3,per=12,windows=3,contrast=24.),
-    "random, full effort": _pruned(_random,"pruned random gains",3,per=12,windows=3,contrast=24.),
+    "pruned, longer, double contrasts": _pruned(best,"pruned gains",3,per=12,windows=3,contrast=24.),
+    "random, longer, double contrasts": _pruned(_random,"pruned random gains",3,per=12,windows=3,contrast=24.),
     "rank-1 LoRA": _trained(lambda w: rank1(w.lessons,w.inhibition[0].layer),"rank-1 LoRA",rate=.0008,contrast=0.),
     "permuted gains": _permuted,
     "other heads": _trained(_other_heads,"other heads",contrast=0.),
@@ -1000,10 +1000,10 @@ def find_circuit(model, # from `load_model`
     return Circuit(tuple(inhibition),tuple(movers),max(0,middle-below))
 
 # %% ../nbs/lifting.ipynb #c083
-effort = { # name to (arguments of `lessons`, changes of `Settings`, how many times as many candidates are offered, and steps taken once they are pruned)
-    "quick": (dict(n_items=(3,5,8),per=12,windows=24,contrasts=(5,)),dict(steps=40,per=6),1,1),
-    "full": (dict(per=24,per_form=12,windows=96),dict(per=12,windows=3,contrast=24.),4,3),
-    "tiny": (dict(n_items=(7,8,9),per=8,windows=16,length=16,window=None),dict(steps=40,rate=.03,windows=8),1,1)} # for `toy`
+effort = { # name to (arguments of `lessons`, changes of `Settings`)
+    "quick": (dict(n_items=(3,5,8),per=12,windows=24,contrasts=(5,)),dict(steps=40,per=6)),
+    "full": ({},{}),
+    "tiny": (dict(n_items=(7,8,9),per=8,windows=16,length=16,window=None),dict(steps=40,rate=.03,windows=8))} # for `toy`
 
 @dataclass(frozen=True, repr=False)
 class Proposal:
@@ -1019,20 +1019,20 @@ def propose_edit(model, # from `load_model`
                  how:str="quick", # "quick", "full" or "tiny": how much is trained on
                  kl:float=.013, # budget on train text, nats per token
                  n:int=64, # most gains
-                 contrast:float|None=None, # weight of the contrast suite; None for the effort's own
+                 contrast:float=12., # weight of the contrast suite
                  seed:int=0, # of prompts, text and order
                  circuit:Circuit|None=None, # where it is known already
                 )->Proposal: # the model is left as it was
-    "Detect heads, choose components, train their gains; with full effort, offer more and prune"
+    "Detect heads, choose components, train their gains"
     if how not in effort: raise TalkingHeadsError(f"Unknown effort {how!r}. Choose {', '.join(effort)}.")
     if not (kl>0 and math.isfinite(kl)): raise TalkingHeadsError(f"A KL budget of {kl} cannot be met by any edit. Give a positive number, such as 0.011.")
     if not n>=1: raise TalkingHeadsError(f"An edit of {n} gains changes nothing. Give at least 1.")
     if active_edits(model): raise EditError("The model already carries an edit. Undo it first.")
-    more,change,offered,longer = effort[how]
+    more,change = effort[how]
     c = circuit or find_circuit(model,30 if how!="full" else 60,seed=seed)
-    w = Workshop(model,c.layer,c.inhibition,c.movers,seed,Settings(**change|dict(kl=kl)|({} if contrast is None else dict(contrast=contrast))),n,**more)
-    choice = best(w) if offered==1 else pruned(w.lessons,best(w,offered*n),n,w.settings)
-    t = train(w.lessons,choice,replace(w.settings,steps=longer*w.settings.steps),f"lift laundry lists, KL {kl:g}")
+    w = Workshop(model,c.layer,c.inhibition,c.movers,seed,Settings(**change|dict(kl=kl,contrast=contrast)),n,**more)
+    choice = best(w)
+    t = train(w.lessons,choice,w.settings,f"lift laundry lists, KL {kl:g}")
     record = dict(task="laundry",layer=c.layer,inhibition=[str(h) for h in c.inhibition],movers=[str(h) for h in c.movers],how=how,seed=seed,
-        settings=asdict(t.settings),shrunk=t.shrunk,loss=[float(t.log.task.iloc[:5].mean()),float(t.log.task.iloc[-5:].mean())],provenance=provenance(model,seed))
+        settings=asdict(w.settings),shrunk=t.shrunk,loss=[float(t.log.task.iloc[:5].mean()),float(t.log.task.iloc[-5:].mean())],provenance=provenance(model,seed))
     return Proposal(t.edit,record,choice.table,t.log)
