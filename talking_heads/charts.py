@@ -486,7 +486,7 @@ def channel_graph(edges:pd.DataFrame, # one row per channel: `src dst src_layer 
     at = nodes.set_index("name").place
     edges = edges.assign(y=edges.src.map(at), y2=edges.dst.map(at))
     used = [m for m in mode_hues if (edges["mode"]==m).any()]
-    x,yscale = alt.X("src_layer:Q", title="layer", axis=alt.Axis(tickMinStep=1,grid=False), scale=alt.Scale(nice=False,padding=26)), alt.Scale(domain=[0,1])
+    x,yscale = alt.X("src_layer:Q", title="layer", axis=alt.Axis(tickMinStep=1,grid=False), scale=alt.Scale(zero=False,nice=False,padding=26)), alt.Scale(domain=[0,1])
     drawn = "src_layer dst_layer y y2 writer dst mode score z".split()
     lines = alt.Chart(_inline_csv(edges[drawn]), width="container", height=max(260,44*int(nodes.layer.value_counts().max()))).mark_rule().encode(
         x=x, x2="dst_layer:Q", y=alt.Y("y:Q",axis=None,scale=yscale), y2="y2:Q", tooltip=_tooltip(edges,"writer dst mode score z"),
@@ -494,7 +494,7 @@ def channel_graph(edges:pd.DataFrame, # one row per channel: `src dst src_layer 
         strokeWidth=alt.StrokeWidth("z:Q", scale=alt.Scale(range=[1,4.5]), legend=None), opacity=alt.value(.75))
     base = alt.Chart(_inline(nodes)).encode(x="layer:Q", y=alt.Y("place:Q",axis=None,scale=yscale), tooltip=_tooltip(nodes,"name cls"))
     dots = base.mark_circle(size=110, opacity=1, color=ink)
-    names = base.mark_text(dy=-13, fontSize=11).encode(text="name:N")
+    names = base.mark_text(dy=-13, fontSize=alt.expr("width < 480 ? 9 : 11")).encode(text="name:N")
     said = "; ".join(f"{r.writer} to {r.dst} in {r['mode']}" for _,r in edges.sort_values("z",ascending=False).head(6).iterrows())
     return _finish(alt.layer(lines,dots,names), title, subtitle, f"{len(edges)} pairs among {len(nodes)} heads. Strongest: {said}.")
 
