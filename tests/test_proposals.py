@@ -89,7 +89,7 @@ def test_the_command(tmp_path):
 
 @pytest.mark.parametrize("how,flag,full", [("quick", False, False), ("quick", True, True), ("full", False, True), ("tiny", False, False)])
 def test_full_effort_is_audited_in_full(toy, outcome, monkeypatch, how, flag, full):
-    "An edit that took half an hour is not judged on a few prompts"
+    "An edit that took long to train is not judged on a few prompts"
     from talking_heads import audit, commands, hooks, proposals
     asked = []
     monkeypatch.setattr(hooks, "load_model", lambda *args, **kw: toy)
