@@ -93,12 +93,12 @@ def _undo(out):
 
 def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device):
     "Load, propose, audit, write, say what came of it"
-    from talking_heads.audit import full, quick
+    from talking_heads.audit import full
     from talking_heads.hooks import load_model
     from talking_heads.proposals import parse_budget, propose_and_audit, write_outcome
     limits = parse_budget(budget)
     lm = load_model(model,device=device)
-    o = propose_and_audit(lm,limits,how,full if full_audit or how=="full" else quick,seed)
+    o = propose_and_audit(lm,limits,how,full if full_audit else None,seed)
     print(f"{o.edit!r}\n{o.audit!r}\n{o!r}")
     made = [] if dry_run else write_outcome(o,lm,out,baked)
     print("\nNothing was written (--dry-run)." if dry_run else "\n"+"\n".join(map(str,made)))

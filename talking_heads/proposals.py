@@ -60,14 +60,14 @@ def _decide(a:Audit, lift:dict)->tuple[bool,str]:
 def propose_and_audit(model, # from `load_model`, unedited
                       budget:Budget=Budget(), # limits of the audit; training aims below its KL
                       how:str="quick", # effort of `propose_edit`
-                      plan:Plan=quick, # of the audit
+                      plan:Plan|None=None, # of the audit; None for the full one where training had full effort, the quick one elsewhere
                       seed:int=0, # of the proposal
                      )->Outcome: # the model is left as it was
     "Train an edit, measure what it does, and say whether it may be kept"
     aim = .011 if budget.kl is None else min(.011,.6*budget.kl) # what train text shows, held-out text exceeds
     if not aim>0: raise TalkingHeadsError("A KL budget of 0 allows no edit at all. Give a positive one, such as kl=0.02.")
     p = propose_edit(model,how,kl=aim,seed=seed)
-    a = audit(model,p.edit,budget,plan)
+    a = audit(model,p.edit,budget,plan or (full if how=="full" else quick))
     lift = _lift(a)
     return Outcome(p.edit,p.record,a,lift,*_decide(a,lift))
 

@@ -89,11 +89,13 @@ def test_the_command(tmp_path):
 
 @pytest.mark.parametrize("how,flag,full", [("quick", False, False), ("quick", True, True), ("full", False, True), ("tiny", False, False)])
 def test_full_effort_is_audited_in_full(toy, outcome, monkeypatch, how, flag, full):
-    "An edit that took long to train is not judged on a few prompts"
+    "An edit that took long to train is not judged on a few prompts, by the command or from Python"
     from talking_heads import audit, commands, hooks, proposals
     asked = []
     monkeypatch.setattr(hooks, "load_model", lambda *args, **kw: toy)
-    monkeypatch.setattr(proposals, "propose_and_audit", lambda model, budget, effort, plan, seed: asked.append((effort, plan)) or outcome)
+    monkeypatch.setattr(proposals, "propose_edit", lambda model, effort, **kw: outcome)
+    monkeypatch.setattr(proposals, "audit", lambda model, edit, budget, plan: asked.append(plan) or outcome.audit)
     try: commands._edit("toy", "", "unused", how, flag, True, False, 0, "cpu")
     except SystemExit: pass
-    assert asked == [(how, audit.full if full else audit.quick)]
+    if not flag: propose_and_audit(toy, how=how)
+    assert set(asked) == {audit.full if full else audit.quick}
