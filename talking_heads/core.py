@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TalkingHeadsError', 'ModelError', 'CheckpointError', 'IncompleteError', 'TaskError', 'HeadError', 'OutputError',
            'EditError', 'Head', 'parse_head', 'check_heads', 'one_layer', 'atomic_path', 'unwritable', 'replace_folder',
-           'write_json', 'sha256', 'sha256_many', 'versions', 'progress']
+           'write_json', 'sha256', 'sha256_many', 'versions', 'progress', 'full_precision']
 
 # %% ../nbs/core.ipynb #c003
-import errno, hashlib, json, os, re, shutil, sys, tempfile
-from contextlib import contextmanager
+import errno, hashlib, json, os, re, shutil, sys, tempfile, threading
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple
@@ -185,3 +185,60 @@ def progress(it:Iterable, # what to loop over
 # %% ../nbs/core.ipynb #c036
 import warnings
 warnings.filterwarnings("ignore", message="IProgress not found")
+
+# %% ../nbs/core.ipynb #fp02
+_guard = dict(lock=threading.Lock(), inside=0, undo=None) # of the switches that all threads share
+
+def _precisions()->list: # (holder, name) of the switches for float32 products that this torch has
+    "The newer switches, one for each backend"
+    import torch
+    places = [getattr(torch.backends,b).matmul for b in ("mkldnn","cuda") if hasattr(getattr(torch.backends,b),"matmul")]
+    return [p for p in places if hasattr(p,"fp32_precision")]
+
+def _legacy_precision()->str|None: # None where the older and the newer switch contradict each other
+    "The older switch for float32 products"
+    import torch
+    try: return torch.get_float32_matmul_precision()
+    except RuntimeError: return None
+
+# %% ../nbs/core.ipynb #fp03
+def _set_shared():
+    "Exact float32 products and float32 as the default type; returns what puts the old settings back"
+    import torch
+    old,new,kind = _legacy_precision(),[(p,p.fp32_precision) for p in _precisions()],torch.get_default_dtype()
+    rounding = old!="highest" or any(v not in ("none","ieee") for _,v in new)
+    if rounding: torch.set_float32_matmul_precision("highest")
+    if kind!=torch.float32: torch.set_default_dtype(torch.float32)
+    def undo():
+        if rounding and old: torch.set_float32_matmul_precision(old)
+        for p,v in new if rounding else ():
+            if p.fp32_precision!=v: p.fp32_precision = v
+        if kind!=torch.float32: torch.set_default_dtype(kind)
+    return undo
+
+# %% ../nbs/core.ipynb #fp04
+@contextmanager
+def _shared_settings():
+    "The settings of the process, from the first thread that comes in to the last that leaves"
+    with _guard["lock"]:
+        if not _guard["inside"]: _guard["undo"] = _set_shared()
+        _guard["inside"] += 1
+    try: yield
+    finally:
+        with _guard["lock"]:
+            _guard["inside"] -= 1
+            if not _guard["inside"]: _guard.pop("undo")()
+
+# %% ../nbs/core.ipynb #fp05
+@contextmanager
+def full_precision()->Iterator[None]:
+    "Exact float32 products whatever the process was set to; a block, or with `()` a decorator"
+    import torch
+    with ExitStack() as stack:
+        for d in ("cpu","cuda"):
+            if torch.is_autocast_enabled(d):
+                torch.set_autocast_enabled(d,False)
+                stack.callback(torch.set_autocast_enabled,d,True)
+        if torch.get_default_device().type!="cpu": stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_shared_settings())
+        yield
