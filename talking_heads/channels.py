@@ -39,15 +39,18 @@ def _html(self)->str:
 Channel._repr_html_ = _html
 
 # %% ../nbs/channels.ipynb #c009
-def merge_directions(V:Tensor, # (writer d_model) unit write directions, the leaders first
+@full_precision()
+def merge_directions(V:Tensor, # (row d_model) unit write directions, the leaders first
                      cosine:float=.5, # smallest absolute cosine with a group's first writer
-                    )->list[list[int]]: # groups of rows, each led by its first
+                     writers:list|None=None, # rows of each writer, where one has several; None for one each
+                    )->list[list[int]]: # groups of rows, each led by its first writer's
     "Group directions that point the same way"
     groups = []
-    for i in range(len(V)):
-        near = [g for g in groups if abs(float(V[i]@V[g[0]]))>=cosine]
-        near[0].append(i) if near else groups.append([i])
-    return groups
+    for rows in [[i] for i in range(len(V))] if writers is None else writers:
+        like = lambda lead: float(torch.linalg.matrix_norm(V[rows]@V[lead].T,2))
+        near = [g for lead,g in groups if like(lead)>=cosine]
+        near[0].extend(rows) if near else groups.append((rows,list(rows)))
+    return [g for _,g in groups]
 
 # %% ../nbs/channels.ipynb #c011
 def _directions(weights:AttentionWeights, names:list)->Tensor: # (writer d_model)
@@ -56,89 +59,116 @@ def _directions(weights:AttentionWeights, names:list)->Tensor: # (writer d_model
     of = {l:write_directions(weights[l])[1] for l in {w[0] for w in where}}
     return torch.stack([of[l][h,c] for l,h,c in where])
 
+def _writers(rows:pd.DataFrame)->list[list[str]]:
+    "Names of components, those of one group together, by first appearance"
+    key = rows.src if "group" not in rows else rows.src.str.rsplit(".",n=1).str[0]+"."+rows.group.astype(str)
+    return [list(dict.fromkeys(names)) for _,names in rows.src.groupby(key,sort=False)]
+
 def _one(rows:pd.DataFrame, V:Tensor, provenance:dict)->Channel:
     "A channel from its rows of the screen and its writers' directions"
-    top,heard = rows.iloc[0],rows.groupby("dst").z.max().sort_values(ascending=False)
+    top,heard = rows.iloc[0],rows.groupby("dst").z.max().sort_values(ascending=False,kind="stable")
     _,s,Vh = torch.linalg.svd(V,full_matrices=False)
     share = s.square()/s.square().sum()
-    return Channel(top["mode"],tuple(dict.fromkeys(rows.src)),tuple(heard.index),tuple(zip(rows.src,rows.dst)),float(rows.score.max()),float(top.z),
-        Vh[share>.01],float(share[0]),provenance)
+    return Channel(top["mode"],tuple(dict.fromkeys(rows.src)),tuple(heard.index),tuple(zip(rows.src,rows.dst)),
+        float(rows.score.max()),float(top.z),Vh[share>.01],float(share[0]),provenance)
 
 # %% ../nbs/channels.ipynb #c012
-def collect(rows:pd.DataFrame, # src dst mode score z of pairs that stand out, by falling z
+@full_precision()
+def collect(rows:pd.DataFrame, # src dst mode score z, and group where known, of pairs that stand out, by falling z
             directions, # a function from names of components to (writer d_model)
             provenance:dict, # of the scores
             cosine:float=.5, # how alike the directions of one channel are
            )->list[Channel]: # by falling z
     "Pairs merged into channels"
-    names = list(dict.fromkeys(rows.src))
-    if not names: return []
+    if not len(rows): return []
+    writers = _writers(rows)
+    names = [n for w in writers for n in w]
     V,at = directions(names),{n:i for i,n in enumerate(names)}
-    groups = [[names[i] for i in g] for g in merge_directions(V,cosine)]
+    merged = merge_directions(V,cosine,[[at[n] for n in w] for w in writers])
+    groups = [[names[i] for i in g] for g in merged]
     found = [_one(rows[rows.src.isin(g)],V[[at[n] for n in g]],provenance) for g in groups]
     return sorted(found,key=lambda ch:-ch.z)
 
 # %% ../nbs/channels.ipynb #c013
+@full_precision()
 def find_channels(c:Composition, # scores of one mode, from `compose`
                   weights:AttentionWeights, # the same weights
                   z:float=8., # smallest robust z of a pair
                   q:float=.01, # largest false discovery rate against isotropic writers
                   cosine:float=.5, # how alike the directions of one channel are
                   readers=None, # heads to look at; None for all
+                  min_share:float|None=None, # smallest share of its head; None for the rule of `share_floor`
                  )->list[Channel]: # by falling z
     "Channels of a mode: pairs that stand out, merged where writers share a direction"
     here = provenance_of(weights)
-    if differ:=[k for k in here if here[k]!=c.provenance[k]]:
+    if differ:=[k for k in here if here[k]!=c.provenance.get(k)]:
         raise ModelError(f"Scores and weights differ in {', '.join(differ)}. Compose again from these weights.")
-    f = screen(c,weights.shape.d_model,q,z)
+    f = screen(c,weights.shape.d_model,q,z,min_share)
     if readers is not None: f = f[f.dst.isin([str(h) for h in check_heads(readers,*c.shape[:2])])]
     return collect(f,lambda names: _directions(weights,names),c.provenance,cosine)
 
 # %% ../nbs/channels.ipynb #c021
+@full_precision()
 def strongest_pairs(c:Composition, # from `compose`
                     n:int=400, # pairs to keep
                     per_pair:int=6, # components to list for each
+                    min_share:float|None=None, # smallest share of its head; None for the rule of `share_floor`
                    )->tuple[pd.DataFrame,pd.DataFrame]: # pairs; their components: what `composition_map` draws
     "Pairs of heads by the largest z of a component, and the components behind them"
-    L,H,_ = c.shape
     pairs,comps = [],[]
+    counts = shares(c.S)>=share_floor(c.d_model,min_share)
     for l,x in enumerate(c.layers):
-        if not l: continue
-        z = robust_z(x.flatten(0,2)).view(x.shape).nan_to_num(-torch.inf)
-        best = z.max(2)
-        top = best.values.flatten().topk(min(n,best.values.numel())).indices
-        for a,h,d in torch.stack(torch.unravel_index(top,best.values.shape),1).tolist():
-            pairs.append((f"{a}.{h}",f"{l}.{d}",a,h,l,d,float(x[a,h,best.indices[a,h,d],d]),float(best.values[a,h,d])))
+        if l: pairs += _best_pairs(x,counts[:l],l,n)
     cut = sorted(pairs,key=lambda r:-r[-1])[:n]
     for s,t,a,h,l,d,_,_ in cut:
-        x = c.layers[l]; z = robust_z(x[...,d].flatten()).view(x.shape[:3])
-        comps += [(s,t,f"{s}.{i}",float(x[a,h,i,d]),float(z[a,h,i])) for i in x[a,h,:,d].topk(min(per_pair,x.shape[2])).indices.tolist()]
+        x = c.layers[l][...,d]
+        z = robust_z(x.flatten()).view(x.shape)[a,h]
+        order = x[a,h].masked_fill(~counts[a,h],-torch.inf).nan_to_num(-torch.inf).topk(min(per_pair,x.shape[2]))
+        listed = [i for i,v in zip(order.indices.tolist(),order.values.tolist()) if v>-torch.inf]
+        comps += [(s,t,f"{s}.{i}",float(x[a,h,i]),float(z[i])) for i in listed]
     return (pd.DataFrame(cut,columns="src dst src_layer src_head dst_layer dst_head score z".split()),
             pd.DataFrame(comps,columns="src dst component score z".split()))
 
+# %% ../nbs/channels.ipynb #ch01
+def _best_pairs(x:Tensor, # (src_layer src_head component dst_head) scores of one reading layer
+                counts:Tensor, # (src_layer src_head component) may this component be picked?
+                l:int, n:int)->list:
+    "The pairs with the largest z of a component that may be picked, at most `n`"
+    z = robust_z(x.flatten(0,2)).view(x.shape).masked_fill(~counts[...,None],-torch.inf).nan_to_num(-torch.inf)
+    best,out = z.max(2),[]
+    top = best.values.flatten().topk(min(n,best.values.numel())).indices
+    for a,h,d in torch.stack(torch.unravel_index(top,best.values.shape),1).tolist():
+        i,v = int(best.indices[a,h,d]),float(best.values[a,h,d])
+        if v>-torch.inf: out.append((f"{a}.{h}",f"{l}.{d}",a,h,l,d,float(x[a,h,i,d]),v))
+    return out
+
 # %% ../nbs/channels.ipynb #c024
-def _loudest(c:Composition, reader:Head, top:int, z:float)->list[dict]:
+def _loudest(c:Composition, reader:Head, top:int, z:float, min_share)->list[dict]:
     "The loudest component of each of the `top` writing heads of a reader"
-    f = c.ranking(reader)
-    f = f[f.z>=z].assign(head=lambda d: d.src_layer.astype(str)+"."+d.src_head.astype(str)).drop_duplicates("head").head(top)
-    return [dict(src=r["head"],dst=str(reader),src_layer=int(r.src_layer),dst_layer=reader.layer,mode=c.mode,writer=r.src,score=float(r.score),z=float(r.z)) for _,r in f.iterrows()]
+    f = c.ranking(reader,min_share=share_floor(c.d_model,min_share))
+    f = f[f.z>=z].assign(head=lambda d: d.src_layer.astype(str)+"."+d.src_head.astype(str))
+    f = f.drop_duplicates("head").head(top)
+    return [dict(src=r["head"],dst=str(reader),src_layer=int(r.src_layer),dst_layer=reader.layer,mode=c.mode,
+                 writer=r.src,score=float(r.score),z=float(r.z)) for _,r in f.iterrows()]
 
 # %% ../nbs/channels.ipynb #c025
+@full_precision()
 def trace_back(scores:dict, # mode to `Composition`, from `compose`
                reader, # where to start, e.g. "9.9"
                steps:tuple=("Q","V","K"), # modes allowed at each step back, e.g. ("Q","VK")
                top=3, # writing heads followed from each reader; a number, or one per step
                z:float=5., # smallest robust z
+               min_share:float|None=None, # smallest share of its head; None for the rule of `share_floor`
               )->pd.DataFrame: # one row per pair: src dst src_layer dst_layer mode writer score z step
     "Who speaks to a head, who speaks to those, and so on"
     if not steps or not all(steps): raise HeadError("Each step back needs a mode. Give at least one step, such as ('Q',).")
-    if gone:=set("".join(steps))-set(scores): raise HeadError(f"No scores for mode {', '.join(sorted(gone))}. Compose with all modes the steps name.")
+    if gone:=set("".join(steps))-set(scores): raise HeadError(f"No scores for mode {', '.join(sorted(gone))}. Compose with all.")
     first = check_heads(reader,*scores[steps[0][0]].shape[:2])[0]
-    front,rows,seen = [first],[],set()
-    tops = [top]*len(steps) if isinstance(top,int) else list(top)
-    if len(tops)!=len(steps): raise HeadError(f"{len(steps)} steps but {len(tops)} numbers of heads to follow. Give one number, or one per step.")
+    front,rows,seen,tops = [first],[],set(),[top]*len(steps) if isinstance(top,int) else list(top)
+    if len(tops)!=len(steps): raise HeadError(f"{len(steps)} steps but {len(tops)} numbers of heads to follow. Give one, or one per step.")
     for step,(allowed,n) in enumerate(zip(steps,tops),1):
-        new = [r|dict(step=step) for h in front if h.layer for m in allowed for r in _loudest(scores[m],h,n,z)]
+        listed = lambda h,m: _loudest(scores[m],h,n,z,min_share)
+        new = [r|dict(step=step) for h in front if h.layer for m in allowed for r in listed(h,m)]
         rows += [r for r in new if (r["src"],r["dst"],r["mode"]) not in seen]
         seen |= {(r["src"],r["dst"],r["mode"]) for r in new}
         front = sorted({parse_head(r["src"]) for r in new})

@@ -50,7 +50,7 @@ def _heads(text:str, weights)->tuple:
 def _scan(model, revision, processing, out, top, memory, reader, distance, **job):
     "Open the weights, scan them, write the page, say what was found"
     from talking_heads.svd import attention_weights
-    from talking_heads.scan import Scan, loud, parse_bytes, scan, scan_page
+    from talking_heads.scan import Scan, left_out, loud, parse_bytes, scan, scan_page
     memory,old = parse_bytes(memory),Path(out).expanduser()/"scan.json"
     weights = attention_weights(model,processing,revision=revision)
     try: was = json.loads(old.read_text())["provenance"]
@@ -62,6 +62,7 @@ def _scan(model, revision, processing, out, top, memory, reader, distance, **job
     print(f"Loudest writer -> reading head, with its robust z among all that this head could hear ({loud:g} or more stands out):")
     for m,rows in info["strongest"].items():
         print(f"{m}: "+", ".join(f"{r['src']}->{r['dst']} (z {r['z']:.1f})" for r in rows[:6]))
+    if said:=left_out(info): print(f"\n{said}")
     print(f"\nRows     {out/'scan.parquet'}\nSummary  {out/'scan.json'}\nOne page {page}")
 
 # %% ../nbs/commands.ipynb #c013
@@ -76,10 +77,11 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             processing:Param("folded (norm gains in the weights) or raw (as the checkpoint has them)",str)="folded",
             rope_distance:Param("or --rope-distance: tokens from key to query for rotary models; without it position is ignored",int)=None,
             device:Param("where the products run: cpu, cuda",str)="cpu",
+            min_share:Param("or --min-share: smallest part of its head's squared norm that a component must hold; 1/d_model unless given, 0 keeps all",float)=None,
             memory:Param("bound on what the scan adds to Python and torch (about 0.4 GB), e.g. 4GB",str)="4GB",
             revision:Param("branch, tag or commit of a Hugging Face id",str)=None):
     "Scan a model's weights for heads that could talk: scan.parquet, scan.json, and scan.html with the charts"
-    try: _scan(model,revision,processing,out,top,memory,reader,rope_distance,modes=modes.upper(),level=level,device=device)
+    try: _scan(model,revision,processing,out,top,memory,reader,rope_distance,modes=modes.upper(),level=level,device=device,min_share=min_share)
     except KeyboardInterrupt:
         print(f"\nInterrupted. Finished layers are kept in {out}; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None

@@ -30,6 +30,7 @@ known_edges = { # mode to pairs (writer, reader)
     "smollm2": {"Q": [(a,parse_head(b)) for a in (Head(20,0),Head(19,2)) for b in ("23.0","23.1","23.2","23.7")]}}
 
 # %% ../nbs/detection.ipynb #c011
+@full_precision()
 def edge_ranks(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
                edges:list, # known pairs
               )->pd.DataFrame: # one row per edge: src dst raw filtered
@@ -38,6 +39,7 @@ def edge_ranks(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
     for a,b in edges: true.setdefault(b,[]).append(a)
     for b,writers in true.items():
         s = x[:b.layer,:,b.layer,b.head]
+        s = s.nan_to_num(-torch.inf) # without a score, the last
         mine = torch.tensor([float(s[a]) for a in writers])
         for a,v in zip(writers,mine):
             raw = 1+int((s>v).sum())
@@ -46,16 +48,17 @@ def edge_ranks(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
 
 # %% ../nbs/detection.ipynb #c012
 def _flat(x:Tensor, edges:list)->tuple[Tensor,Tensor,Tensor]:
-    "Causal pairs as one list, loudest first: score, is it known, which reader"
+    "Causal pairs as one list, loudest first, those without a score last: score, is it known, which reader"
     L,H = x.shape[:2]
     causal = (torch.arange(L)[:,None,None,None]<torch.arange(L)[None,None,:,None]).expand(x.shape)
     t = torch.zeros(x.shape,dtype=torch.bool)
     for a,b in edges: t[a.layer,a.head,b.layer,b.head] = True
-    reader = torch.arange(L*H).view(L,H).expand(x.shape)[causal]
-    order = x[causal].argsort(descending=True,stable=True)
-    return x[causal][order],t[causal][order],reader[order]
+    reader,scores = torch.arange(L*H).view(L,H).expand(x.shape)[causal],x[causal].nan_to_num(-torch.inf)
+    order = scores.argsort(descending=True,stable=True)
+    return scores[order],t[causal][order],reader[order]
 
 # %% ../nbs/detection.ipynb #c013
+@full_precision()
 def precision_and_roc(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
                       edges:list, # known pairs
                       counts:Tensor|None=None, # (resample reader) how often each reader is drawn; None for once each
@@ -70,6 +73,7 @@ def precision_and_roc(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
     return (hit*precision).sum(1)/n, (hit*below).sum(1)/n/(w*~t).sum(1)
 
 # %% ../nbs/detection.ipynb #c015
+@full_precision()
 def resamples(L:int, # layers
               H:int, # heads per layer
               edges:list, # known pairs
@@ -87,6 +91,7 @@ def resamples(L:int, # layers
     return out
 
 # %% ../nbs/detection.ipynb #c017
+@full_precision()
 def measure(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
             edges:list, # known pairs
             n:int=1000, # bootstrap resamples of readers; 0 for none
@@ -100,18 +105,23 @@ def measure(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
         filtered=float(r.filtered.median()),geo=geo(r.raw),filtered_geo=geo(r.filtered))
 
 # %% ../nbs/detection.ipynb #c019
+@full_precision()
 def loudest(c:Composition, # from `compose`
-           )->Tensor: # (src_layer src_head dst_layer dst_head)
+            min_share:float=0., # leave out components that hold less of their head, see `share_floor`
+           )->Tensor: # (src_layer src_head dst_layer dst_head); NaN for a head without such a component
     "Score of each head's loudest component"
     L,H,_ = c.shape
-    out = torch.zeros(L,H,L,H)
+    out,counts = torch.zeros(L,H,L,H),shares(c.S)>=min_share
     for l,x in enumerate(c.layers):
-        if l: out[:l,:,l] = x.amax(2)
+        if not l: continue
+        y = x.masked_fill(~counts[:l,...,None],-torch.inf).nan_to_num(-torch.inf).amax(2)
+        out[:l,:,l] = torch.where(y>-torch.inf,y,torch.nan)
     return out
 
 # %% ../nbs/detection.ipynb #c020
 whole_head = ("cs","simple","pk","factor","cka","procrustes")
 
+@full_precision()
 def board_scores(weights, # from `attention_weights`
                      modes:str="QKV", # modes to score
                     )->dict: # (method, mode) to scores
@@ -121,6 +131,12 @@ def board_scores(weights, # from `attention_weights`
     return {("cs",k):c[k].heads() for k in modes}|{("component",k):loudest(c[k]) for k in modes}|out
 
 # %% ../nbs/detection.ipynb #c022
+def _weights_one(X:Tensor)->Tensor: # (item d_model k)
+    "Items of norm 1; those that are zero stay zero"
+    size = X.flatten(1).norm(dim=-1)[:,None,None]
+    return X/torch.where(size>0,size,1.)
+
+@full_precision()
 def reader_gram(weights, # from `attention_weights`
                )->Tensor: # (d_model d_model)
     "Sum over all readers after the first layer of their Gram matrices, each with trace 1"
@@ -129,12 +145,12 @@ def reader_gram(weights, # from `attention_weights`
     for l in range(1,weights.shape.n_layers):
         w = weights[l]
         for m in modes:
-            M = reader_factors(w,m)
-            X = (M/M.flatten(1).norm(dim=-1)[:,None,None]).transpose(0,1).flatten(1)
+            X = _weights_one(reader_factors(w,m)).transpose(0,1).flatten(1)
             G += X@X.T
     return G
 
 # %% ../nbs/detection.ipynb #c023
+@full_precision()
 def shared_directions(G:Tensor, # (d_model d_model) from `reader_gram`
                       times:float=3., # how much more than the average direction a direction must be read
                      )->Tensor: # (d_model k) orthonormal
@@ -142,17 +158,27 @@ def shared_directions(G:Tensor, # (d_model d_model) from `reader_gram`
     e,E = torch.linalg.eigh(G)
     return E[:,e>times*e.mean()].flip(1)
 
+@full_precision()
 def without(P:Tensor, # (d_model k) orthonormal
            ): # a function of M for `compose(edit=)`
     "Readers deaf to some directions"
-    return lambda M: M-P@(P.T@M)
+    @full_precision()
+    def deaf(M): return M-P@(P.T@M)
+    return deaf
 
-# %% ../nbs/detection.ipynb #c025
+# %% ../nbs/detection.ipynb #dt01
 def _unit_gram(X:Tensor)->Tensor: # (item d_model k) to (d_model d_model)
     "Sum of Gram matrices, each with trace 1"
-    X = (X/X.flatten(1).norm(dim=-1)[:,None,None]).transpose(0,1).flatten(1)
+    X = _weights_one(X).transpose(0,1).flatten(1)
     return X@X.T
 
+def _written(w:LayerWeights)->Tensor: # (head d_model component)
+    "What each head writes along; nothing for components without a singular value"
+    S,Vh = write_directions(w)
+    return (Vh*present(S)[...,None]).mT
+
+# %% ../nbs/detection.ipynb #c025
+@full_precision()
 def far_sides(weights, # from `attention_weights`
              ): # a function of layer and mode for `compose(far=)`
     "What earlier heads write and later heads read, as metrics"
@@ -160,30 +186,33 @@ def far_sides(weights, # from `attention_weights`
     C,G,eye = [torch.zeros(d,d)],[torch.zeros(d,d)],torch.eye(d)
     for l in range(L):
         w = weights[l]
-        C.append(C[-1]+_unit_gram(write_directions(w)[1].mT)) # written before layer l+1
+        C.append(C[-1]+_unit_gram(_written(w))) # written before layer l+1
         G.append(G[-1]+_unit_gram(torch.cat([reader_factors(w,m) for m in "QK"])))
+    @full_precision()
     def metric(l, m):
         nobody = l==L-1 if m=="V" else l==0
         F = G[-1]-G[l+1] if m=="V" else C[l] # read after layer l, or written before it
-        return eye if nobody else F/F.trace()*d
+        return eye if nobody or F.trace()<=0 else F/F.trace()*d
     return metric
 
 # %% ../nbs/detection.ipynb #c027
+@full_precision()
 def loud_and_broad(c:Composition, # from `compose`
                   )->Tensor: # (src_layer src_head dst_layer dst_head)
     "Geometric mean of a head's loudest component and the root mean square of all of them"
     out = loudest(c)
     for l,x in enumerate(c.layers):
-        if l: out[:l,:,l] = (out[:l,:,l]*x.square().mean(2).sqrt()).sqrt()
+        if l: out[:l,:,l] = (out[:l,:,l]*x.square().nanmean(2).sqrt()).sqrt()
     return out
 
 # %% ../nbs/detection.ipynb #c029
 def _centred_logs(x:Tensor)->Tensor:
     "Log scores with each reader's median over its writers removed"
     y = x.clamp_min(1e-9).log()
-    for l in range(1,x.shape[0]): y[:l,:,l] -= y[:l,:,l].flatten(0,1).median(0).values
+    for l in range(1,x.shape[0]): y[:l,:,l] -= y[:l,:,l].flatten(0,1).nanmedian(0).values
     return y
 
+@full_precision()
 def against_background(xs:dict, # mode to scores (src_layer src_head dst_layer dst_head)
                        part:float=.5, # of the background that is subtracted
                       )->dict: # mode to scores relative to what each writer is to everyone
@@ -191,24 +220,26 @@ def against_background(xs:dict, # mode to scores (src_layer src_head dst_layer d
     ys = {m:_centred_logs(x) for m,x in xs.items()}
     L,H = next(iter(ys.values())).shape[:2]
     for l in range(L-1):
-        b = torch.cat([y[l,:,l+1:].flatten(1) for y in ys.values()],1).median(1).values
+        b = torch.cat([y[l,:,l+1:].flatten(1) for y in ys.values()],1).nanmedian(1).values
         for y in ys.values(): y[l,:,l+1:] -= part*b[:,None,None]
     return {m:y.exp() for m,y in ys.items()}
 
 # %% ../nbs/detection.ipynb #c031
+@full_precision()
 def shrunk_z(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
              layers:int=5, # how many layers of writers the typical spread counts for
             )->Tensor: # same shape
     "Robust z within each reader, its variance shrunk towards the readers' median variance"
     L,H = x.shape[:2]
     cols = {l:x[:l,:,l].flatten(0,1) for l in range(1,L)}
-    centre = {l:c.median(0).values for l,c in cols.items()}
-    var = {l:((c-centre[l]).abs().median(0).values*1.4826).square() for l,c in cols.items()}
-    typical,out = torch.cat(list(var.values())).median(),torch.zeros_like(x)
+    centre = {l:c.nanmedian(0).values for l,c in cols.items()}
+    var = {l:((c-centre[l]).abs().nanmedian(0).values*1.4826).square() for l,c in cols.items()}
+    typical,out = torch.cat(list(var.values())).nanmedian(),torch.zeros_like(x)
     for l in range(1,L): out[:l,:,l] = (x[:l,:,l]-centre[l])/((l*var[l]+layers*typical)/(l+layers)).sqrt()
     return out
 
 # %% ../nbs/detection.ipynb #c033
+@full_precision()
 def sharpen(weights, # from `attention_weights`
             shared:float|None=3., # project out directions read this many times more than the average; None keeps them
             far:bool=True, # weight the far side

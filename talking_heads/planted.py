@@ -14,6 +14,7 @@ from .svd import *
 from .composition import *
 
 # %% ../nbs/planted.ipynb #c006
+@full_precision()
 def make_spectrum(kind, # "flat", "power", or an `AttentionWeights` whose W_OV spectra are drawn from
                   r:int, # how many values
                   g:torch.Generator, # picks the head whose spectrum is taken
@@ -100,6 +101,7 @@ def _layer(p:Plant, heard:dict, Vh:Tensor, g:torch.Generator, common)->LayerWeig
     return LayerWeights(W_Q,W_K,W_V,W_O,zeros(p.n_heads),zeros(p.n_kv_heads),zeros(p.n_kv_heads),torch.zeros(p.d_model))
 
 # %% ../nbs/planted.ipynb #c015
+@full_precision()
 def plant(p:Plant=Plant(), # what to plant
          )->tuple[AttentionWeights,pd.DataFrame]: # weights; src src_head dst mode strength, one row per channel
     "Random attention weights with channels whose truth is known"
