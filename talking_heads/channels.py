@@ -123,7 +123,7 @@ def strongest_pairs(c:Composition, # from `compose`
     for s,t,a,h,l,d,_,_ in cut:
         x = c.layers[l][...,d]
         z = robust_z(x.flatten()).view(x.shape)[a,h]
-        order = x[a,h].masked_fill(~counts[a,h],-torch.inf).nan_to_num(-torch.inf).topk(min(per_pair,x.shape[2]))
+        order = x[a,h].nan_to_num(-torch.inf).masked_fill(~counts[a,h],-torch.inf).topk(min(per_pair,x.shape[2]))
         listed = [i for i,v in zip(order.indices.tolist(),order.values.tolist()) if v>-torch.inf]
         comps += [(s,t,f"{s}.{i}",float(x[a,h,i]),float(z[i])) for i in listed]
     return (pd.DataFrame(cut,columns="src dst src_layer src_head dst_layer dst_head score z".split()),
@@ -134,7 +134,7 @@ def _best_pairs(x:Tensor, # (src_layer src_head component dst_head) scores of on
                 counts:Tensor, # (src_layer src_head component) may this component be picked?
                 l:int, n:int)->list:
     "The pairs with the largest z of a component that may be picked, at most `n`"
-    z = robust_z(x.flatten(0,2)).view(x.shape).masked_fill(~counts[...,None],-torch.inf).nan_to_num(-torch.inf)
+    z = robust_z(x.flatten(0,2)).view(x.shape).nan_to_num(-torch.inf).masked_fill(~counts[...,None],-torch.inf)
     best,out = z.max(2),[]
     top = best.values.flatten().topk(min(n,best.values.numel())).indices
     for a,h,d in torch.stack(torch.unravel_index(top,best.values.shape),1).tolist():

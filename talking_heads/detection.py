@@ -114,7 +114,7 @@ def loudest(c:Composition, # from `compose`
     out,counts = torch.zeros(L,H,L,H),shares(c.S)>=min_share
     for l,x in enumerate(c.layers):
         if not l: continue
-        y = x.masked_fill(~counts[:l,...,None],-torch.inf).nan_to_num(-torch.inf).amax(2)
+        y = x.nan_to_num(-torch.inf).masked_fill(~counts[:l,...,None],-torch.inf).amax(2)
         out[:l,:,l] = torch.where(y>-torch.inf,y,torch.nan)
     return out
 

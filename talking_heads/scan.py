@@ -150,7 +150,7 @@ def q_of(p:Tensor, # of the rows to rate
 # %% ../nbs/scan.ipynb #c020
 def _kept(x:Tensor, table:tuple|None, top:int, counts:Tensor)->tuple: # x (writer reader); counts (writer)
     "The loudest writers of some readers that count: which (kept reader), is it one, score, z, p, and all p"
-    key = x.masked_fill(~counts[:,None],-torch.inf).nan_to_num(-torch.inf)
+    key = x.nan_to_num(-torch.inf).masked_fill(~counts[:,None],-torch.inf)
     best = key.topk(min(top or len(x),len(x)),dim=0)
     p = look_up(x,*table) if table else torch.full(x.shape,torch.nan)
     pick = lambda v: v.gather(0,best.indices)

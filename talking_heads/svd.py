@@ -88,12 +88,15 @@ def config_object(config:dict, # content of config.json
     if cls is None: return None
     try: return cls.from_dict(copy.deepcopy(inner)).get_text_config()
     except Exception as e: # strict config classes raise errors of many kinds
-        raise CheckpointError(f"transformers refuses this config.json for {inner['model_type']!r}: {str(e).strip()}. "
+        raise CheckpointError(f"transformers refuses this config.json for {inner['model_type']!r}: {str(e).strip()} "
             "Fetch or save it again.") from e
+
+_sizes = ("hidden_size","num_hidden_layers","num_attention_heads","num_key_value_heads","head_dim")
 
 def full_config(config:dict, # content of config.json
                )->dict: # of the text model
     "A config with what it leaves to its family's defaults"
+    if "text_config" not in config and all(isinstance(config.get(k),int) for k in _sizes): return config
     filled = config_object(config)
     return _text_part(config) if filled is None else filled.to_dict()
 
