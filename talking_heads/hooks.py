@@ -30,13 +30,14 @@ from transformers import CONFIG_MAPPING
 
 # %% ../nbs/01_hooks.ipynb #c006
 def _hf_model(c:Checkpoint, dtype:torch.dtype):
-    "The plain transformers model in eager attention, complete and finite, and its logits for `_probe`; or one of our errors"
+    "The plain transformers model in eager attention, complete and finite, and what it says of `_probe_tokens`"
     config = read_config(c.path)
     language_config(config) # refuses heads that cannot be taken apart
     _check_kind(c,config)
-    known = dict(dtype=dtype,attn_implementation="eager",local_files_only=True,use_safetensors=True,trust_remote_code=False,
-        output_loading_info=True)
-    sees = bool(config.get("text_config")) or any(k.endswith("ForConditionalGeneration") for k in config.get("architectures") or [])
+    known = dict(dtype=dtype,attn_implementation="eager",local_files_only=True,use_safetensors=True,
+        trust_remote_code=False,output_loading_info=True)
+    kinds = config.get("architectures") or []
+    sees = bool(config.get("text_config")) or any(k.endswith("ForConditionalGeneration") for k in kinds)
     try:
         with quiet_transformers():
             hf,info = _whole_class(config,sees).from_pretrained(c.path,**known)
@@ -48,47 +49,54 @@ def _hf_model(c:Checkpoint, dtype:torch.dtype):
     hf.config.architectures = [type(hf).__name__] # what a config leaves out, TransformerLens cannot find
     return hf.eval(),logits
 
+# %% ../nbs/01_hooks.ipynb #ld51
 def _whole_class(config:dict, sees:bool):
     "The class of transformers that loads all of a checkpoint"
     if not sees: return AutoModelForCausalLM
     named = [getattr(transformers,k,None) for k in config.get("architectures") or []]
     return next((k for k in named if hasattr(k,"from_pretrained")),transformers.AutoModelForImageTextToText)
 
-# %% ../nbs/01_hooks.ipynb #ld51
 def _check_kind(c:Checkpoint, config:dict):
     "Refuse what is no causal language model by its config, and what this version of transformers does not know"
     kinds,kind = config.get("architectures") or [],config.get("model_type")
     if kind not in CONFIG_MAPPING:
-        code = "It brings code from its repository, which is not run." if "auto_map" in config else "A newer transformers may know it."
-        raise ModelError(f"The config.json of {c.name} names model_type {kind!r}, which transformers {transformers.__version__} does "
-            f"not know. {code}")
+        code = "A newer transformers may know it."
+        if "auto_map" in config: code = "It brings code from its repository, which is not run."
+        raise ModelError(f"The config.json of {c.name} names model_type {kind!r}, which transformers "
+            f"{transformers.__version__} does not know. {code}")
     what = ", ".join(kinds) or kind
-    if config.get("is_encoder_decoder"): raise ModelError(f"{c.name} is a {what}, an encoder with a decoder, which reads one text and "
-        "writes another. Choose a causal language model.")
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{c.name} is a {what}, an encoder with a decoder, which reads one text and "
+            "writes another. Choose a causal language model.")
     ends = ("ForCausalLM","LMHeadModel","ForConditionalGeneration")
     if kinds and not any(k.endswith(ends) for k in kinds):
-        raise ModelError(f"{c.name} is a {what}, which does not predict the next token. Choose a causal language model.")
+        raise ModelError(f"{c.name} is a {what}, which does not predict the next token. Choose a causal language "
+            "model.")
 
 # %% ../nbs/01_hooks.ipynb #c007
 def _load_help(c:Checkpoint, e:Exception)->str:
     "What to say when transformers cannot build the model"
     why = str(e).strip().split("\n")[0]
-    return (f"transformers cannot load {c.name} as a causal language model ({type(e).__name__}: {why}). Its config.json names model_type "
-            f"{read_config(c.path).get('model_type')!r}; models that need code from their repository are not run.")
+    return (f"transformers cannot load {c.name} as a causal language model ({type(e).__name__}: {why}). Its "
+        f"config.json names model_type {read_config(c.path).get('model_type')!r}; models that need code from their "
+        "repository are not run.")
 
 # %% ../nbs/01_hooks.ipynb #c008
 def _check_weights(c:Checkpoint, hf, info:dict):
     "Refuse a checkpoint with missing, misshapen or non-finite tensors in its language part"
-    other = [n for n,m in hf.named_modules() if n.endswith(("vision_tower","vision_model","visual","audio_tower","projector"))]
+    sight = ("vision_tower","vision_model","visual","audio_tower","projector")
+    other = [n for n,_ in hf.named_modules() if n.endswith(sight)]
     bad = sorted(info["missing_keys"])+sorted(str(k) for k in info.get("mismatched_keys",()))
     if bad := [k for k in bad if not k.startswith(tuple(other))]:
-        raise IncompleteError(f"{c.name} lacks {len(bad)} tensors its config calls for, first {bad[0]}. It cannot run forward. Fetch the "
-            "whole checkpoint; a folder that holds attention weights alone still serves work on weights.")
+        raise IncompleteError(f"{c.name} lacks {len(bad)} tensors its config calls for, first {bad[0]}. It cannot "
+            "run forward. Fetch the whole checkpoint; a folder that holds attention weights alone still serves work "
+            "on weights.")
     for name,x in hf.state_dict().items(): # parameters, tied ones too, and the buffers that are saved
         if not x.is_floating_point() or not x.numel(): continue
         low,high = x.aminmax()
-        if not (low.isfinite() and high.isfinite()): raise CheckpointError(f"{c.name} has NaN or infinite values in {name}, read as "
-            f"{str(x.dtype).removeprefix('torch.')}. Fetch or save it again.")
+        if not (low.isfinite() and high.isfinite()):
+            raise CheckpointError(f"{c.name} has NaN or infinite values in {name}, read as "
+                f"{str(x.dtype).removeprefix('torch.')}. Fetch or save it again.")
 
 # %% ../nbs/01_hooks.ipynb #ld53
 def _probe_tokens(hf)->Tensor: # (2 5)
@@ -101,10 +109,13 @@ def _probe_tokens(hf)->Tensor: # (2 5)
 def _probe(c:Checkpoint, hf)->Tensor: # (2 5 vocabulary), float32, on the CPU
     "Logits of plain transformers for `_probe_tokens`, or `ModelError` where the model looks ahead or cannot run"
     try: logits = hf(input_ids=_probe_tokens(hf),use_cache=False).logits.float().cpu()
-    except Exception as e: raise ModelError(f"{c.name} loads, but transformers cannot run it ({type(e).__name__}: {e}).") from e
-    if logits.isnan().any(): raise ModelError(f"{c.name} gives NaN as logits in {str(hf.dtype).removeprefix('torch.')}. Try float32.")
-    if _far(logits[0,:4],logits[1,:4],hf.dtype): raise ModelError(f"{c.name} looks ahead: what it says of a token depends on tokens "
-        f"after it. A {type(hf).__name__} of this config does not predict the next token. Choose a causal language model.")
+    except Exception as e:
+        raise ModelError(f"{c.name} loads, but transformers cannot run it ({type(e).__name__}: {e}).") from e
+    if logits.isnan().any():
+        raise ModelError(f"{c.name} gives NaN as logits in {str(hf.dtype).removeprefix('torch.')}. Try float32.")
+    if _far(logits[0,:4],logits[1,:4],hf.dtype):
+        raise ModelError(f"{c.name} looks ahead: what it says of a token depends on tokens after it. A "
+            f"{type(hf).__name__} of this config does not predict the next token. Choose a causal language model.")
     return logits
 
 def _far(a:Tensor, b:Tensor, dtype:torch.dtype)->bool:
@@ -117,10 +128,12 @@ def _language_part(c:Checkpoint, whole):
     inner,head,config = whole.get_decoder(),whole.get_output_embeddings(),whole.config.get_text_config()
     try:
         with torch.device("meta"): lm = AutoModelForCausalLM.from_config(config,attn_implementation="eager")
-        if type(lm.base_model) is not type(inner): raise ValueError(f"{type(inner).__name__} is not its {type(lm.base_model).__name__}")
+        if type(lm.base_model) is not type(inner):
+            raise ValueError(f"{type(inner).__name__} is not its {type(lm.base_model).__name__}")
     except Exception as e:
-        raise ModelError(f"{c.name} is a {type(whole).__name__}, and transformers has no causal language model of its own for the "
-            f"language part ({type(e).__name__}: {str(e).splitlines()[0]}). Choose a model of text alone.") from e
+        raise ModelError(f"{c.name} is a {type(whole).__name__}, and transformers has no causal language model of "
+            f"its own for the language part ({type(e).__name__}: {str(e).splitlines()[0]}). Choose a model of text "
+            "alone.") from e
     setattr(lm,lm.base_model_prefix,inner)
     lm.set_output_embeddings(head)
     lm.config.tie_word_embeddings = head.weight is inner.get_input_embeddings().weight
@@ -134,21 +147,23 @@ def _wants_bos(tokenizer)->bool:
     return bool(ids) and tokenizer.bos_token_id is not None and ids[0]==tokenizer.bos_token_id
 
 # %% ../nbs/01_hooks.ipynb #ld56
-_tokenizer_files = ("tokenizer.json","tokenizer.model","vocab.json","vocab.txt","spiece.model","*.tiktoken","tekken.json","*.spm","*.bpe.model")
+_tokenizer_files = ("tokenizer.json","tokenizer.model","vocab.json","vocab.txt","spiece.model","*.tiktoken",
+    "tekken.json","*.spm","*.bpe.model")
 
 def _tokenizer(c:Checkpoint, rows:int):
-    "The checkpoint's tokenizer, or `ModelError` where it is missing, damaged, empty, or has tokens beyond the `rows` of the embedding"
+    "The checkpoint's tokenizer; `ModelError` if it is missing, damaged, empty, or goes beyond the embedding's `rows`"
     if not any(f.is_file() for n in _tokenizer_files for f in c.path.glob(n)):
-        raise ModelError(f"{c.name} has no tokenizer: its folder holds none of {', '.join(_tokenizer_files[:4])} ... Save it there with "
-            "tokenizer.save_pretrained(folder), or fetch the whole repository. Work on weights alone does not need it.")
+        raise ModelError(f"{c.name} has no tokenizer: its folder holds none of {', '.join(_tokenizer_files[:4])} ... "
+            "Save it there with tokenizer.save_pretrained(folder), or fetch the whole repository. Work on weights "
+            "alone does not need it.")
     try:
         tok = AutoTokenizer.from_pretrained(c.path,local_files_only=True,trust_remote_code=False)
         tok("a")
     except (KeyboardInterrupt,SystemExit): raise
     except BaseException as e: # a panic inside tokenizers is no Exception
         why = (str(e).strip() or repr(e)).split("\n")[0][:200]
-        raise ModelError(f"The tokenizer of {c.name} cannot be loaded ({type(e).__name__}: {why}). Fetch or save its files again; code "
-            "of a repository is not run.") from e
+        raise ModelError(f"The tokenizer of {c.name} cannot be loaded ({type(e).__name__}: {why}). Fetch or save its "
+            "files again; code of a repository is not run.") from e
     _check_tokens(c,tok,rows)
     return tok
 
@@ -157,14 +172,15 @@ def _check_tokens(c:Checkpoint, tok, rows:int):
     "Refuse a tokenizer without words, or with ids that the embedding has no row for"
     vocabulary,added = tok.get_vocab(),tok.added_tokens_decoder
     if not vocabulary.keys()-{t.content for t in added.values()}:
-        raise ModelError(f"The tokenizer of {c.name} has no tokens but special ones: files it needs are missing. Fetch them again.")
+        raise ModelError(f"The tokenizer of {c.name} has no tokens but special ones: files it needs are missing. "
+            "Fetch them again.")
     used = {tok.bos_token_id,tok.eos_token_id,tok.pad_token_id,tok.unk_token_id}
     beyond = {i:t for t,i in vocabulary.items() if i>=rows}
     # Gemma 3 has a special token for images beyond the rows of its text model; ordinary text never gives it
     if bad := sorted(i for i in beyond if i in used or i not in added or not added[i].special):
-        raise ModelError(f"The tokenizer of {c.name} has {len(bad)} tokens that the embedding has no row for, first {beyond[bad[0]]!r} with "
-            f"id {bad[0]} of {rows} rows. They are not of the same model, or tokens were added and the embedding was not resized "
-            "(model.resize_token_embeddings).")
+        raise ModelError(f"The tokenizer of {c.name} has {len(bad)} tokens that the embedding has no row for, first "
+            f"{beyond[bad[0]]!r} with id {bad[0]} of {rows} rows. They are not of the same model, or tokens were "
+            "added and the embedding was not resized (model.resize_token_embeddings).")
 
 # %% ../nbs/01_hooks.ipynb #ld59
 def _with_biases(hf):
@@ -177,15 +193,19 @@ def _with_biases(hf):
 
 @torch.no_grad()
 def _bridge(c:Checkpoint, hf, tok, logits:Tensor, device:str, dtype:torch.dtype)->TransformerBridge:
-    "The bridge, or `ModelError` where TransformerLens has none for this model or gives other logits than transformers did"
+    "The bridge; `ModelError` if TransformerLens has none for this model or gives other logits than transformers"
     tokens = _probe_tokens(hf)
     try:
-        model = TransformerBridge.boot_transformers(str(c.path),hf_model=_with_biases(hf),tokenizer=tok,device=device,dtype=dtype)
+        how = dict(tokenizer=tok,device=device,dtype=dtype)
+        model = TransformerBridge.boot_transformers(str(c.path),hf_model=_with_biases(hf),**how)
         ours = model(tokens).float().cpu()
-    except Exception as e: raise ModelError(f"TransformerLens does not support {c.name}, a {type(hf).__name__} "
-        f"({type(e).__name__}: {(str(e).strip() or 'no reason given').splitlines()[0][:200]}). Work on weights alone may still.") from e
-    if _far(logits,ours,dtype): raise ModelError(f"TransformerLens gives other logits than transformers for {c.name}, a "
-        f"{type(hf).__name__} (by up to {float((logits-ours).abs().max()):.2g}). What it shows would not be this model.")
+    except Exception as e:
+        raise ModelError(f"TransformerLens does not support {c.name}, a {type(hf).__name__} ({type(e).__name__}: "
+            f"{(str(e).strip() or 'no reason given').splitlines()[0][:200]}). Work on weights alone may "
+            "still.") from e
+    if _far(logits,ours,dtype):
+        raise ModelError(f"TransformerLens gives other logits than transformers for {c.name}, a {type(hf).__name__} "
+            f"(by up to {float((logits-ours).abs().max()):.2g}). What it shows would not be this model.")
     return model
 
 # %% ../nbs/01_hooks.ipynb #c011
@@ -231,8 +251,10 @@ def provenance(model:TransformerBridge, # from `load_model`
               )->dict:
     "What a saved result says about where it came from"
     c = model.checkpoint
-    return dict(source=c.source, sha256=c.sha256, revision=c.revision, processing="raw", dtype=str(model.cfg.dtype).removeprefix("torch."),
-                device=str(model.cfg.device), bos=bool(model.cfg.default_prepend_bos), seed=seed, versions=versions())
+    gguf = {"gguf_sha256":c.gguf} if c.gguf and c.source=="local" else {} # the embedded model has one for good
+    return dict(source=c.source, sha256=c.sha256, revision=c.revision, processing="raw",
+                dtype=str(model.cfg.dtype).removeprefix("torch."), device=str(model.cfg.device),
+                bos=bool(model.cfg.default_prepend_bos), seed=seed, versions=versions(), **gguf)
 
 # %% ../nbs/01_hooks.ipynb #c018
 def task_args(model:TransformerBridge)->dict:

@@ -88,15 +88,19 @@ class _Tensors:
         if name not in self.where: raise CheckpointError(f"Layer {layer}: the checkpoint has no tensor {name}.")
         try:
             with safe_open(self.where[name],"pt") as s: x = s.get_tensor(name)
-        except Exception as e: raise CheckpointError(f"Layer {layer}: {name} cannot be read from {self.where[name]} ({e}).") from e
+        except Exception as e:
+            raise CheckpointError(f"Layer {layer}: {name} cannot be read from {self.where[name]} ({e}).") from e
         if x.dtype not in (torch.float64,torch.float32,torch.float16,torch.bfloat16):
-            raise CheckpointError(f"Layer {layer}: {name} holds {str(x.dtype).removeprefix('torch.')} numbers. Quantised weights "
-                "mean nothing without their scales: load the model where they are understood, dequantise it and save it again.")
+            raise CheckpointError(f"Layer {layer}: {name} holds {str(x.dtype).removeprefix('torch.')} numbers. "
+                "Quantised weights mean nothing without their scales: load the model where they are understood, "
+                "dequantise it and save it again.")
         x = x.float()
-        if shape and tuple(x.shape)!=tuple(shape): raise CheckpointError(f"Layer {layer}: {name} has shape {tuple(x.shape)}, but "
-            f"the config calls for {tuple(shape)}.")
+        if shape and tuple(x.shape)!=tuple(shape):
+            raise CheckpointError(f"Layer {layer}: {name} has shape {tuple(x.shape)}, but "
+                f"the config calls for {tuple(shape)}.")
         if x.ndim==1 and not x.isfinite().all(): # of matrices the head is named, see `_check_finite`
-            raise CheckpointError(f"Layer {layer}: {name} has NaN or infinite values. Fetch or save the checkpoint again.")
+            raise CheckpointError(f"Layer {layer}: {name} has NaN or infinite values. Fetch or save the checkpoint "
+                "again.")
         return x
 
 # %% ../nbs/02_svd.ipynb #c014

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (AutoModelForCausalLM, BertConfig, BertLMHeadModel, CLIPVisionConfig, DeepseekV3Config, Gemma3Config,
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, CLIPVisionConfig, DeepseekV3Config, Gemma3Config,
                           Gemma3ForConditionalGeneration, Gemma3TextConfig, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlavaConfig,
                           LlavaForConditionalGeneration, SiglipVisionConfig, T5Config, T5ForConditionalGeneration)
 
@@ -368,3 +368,112 @@ def test_a_snapshot_follows_the_same_rule(folder, tmp_path, monkeypatch):
     (folder/"model.safetensors").unlink()
     refused_alike("owner/name", "lacks 1 of 1 shards", CheckpointError)
     assert asked == [True]+[True, False]*2
+
+# GGUF files
+
+def permuted(w, heads): return w.view(heads, 2, -1, w.shape[1]).transpose(1, 2).reshape(w.shape) # as llama.cpp orders the rows of q and k
+
+names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+         "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+         "post_attention_layernorm": "ffn_norm"}
+
+def ggml_name(n):
+    "The name that llama.cpp gives to a tensor of a Llama"
+    n = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}.get(n, n)
+    n = n.replace("model.layers.", "blk.")
+    for a, b in names.items(): n = n.replace(a, b)
+    return n
+
+@pytest.fixture(scope="module")
+def llama():
+    "A random Llama whose sizes fit blocks of 32, and a byte-level tokenizer for it"
+    tok = tiny.byte_level()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes | dict(vocab_size=len(tok), hidden_size=64), num_key_value_heads=2)).eval()
+    with torch.no_grad():
+        for p in model.parameters(): p.copy_(torch.randn_like(p)*.15)
+    return model, tok
+
+def write_gguf(path, llama, kind="F32", extra=None, values=(), arch="llama"):
+    "A GGUF file of that Llama, its matrices as `kind`"
+    import gguf
+    model, tok = llama
+    w, c = gguf.GGUFWriter(path, arch), model.config
+    w.add_block_count(c.num_hidden_layers); w.add_context_length(128); w.add_embedding_length(64); w.add_feed_forward_length(64)
+    w.add_head_count(4); w.add_head_count_kv(2); w.add_rope_freq_base(5000.); w.add_layer_norm_rms_eps(1e-6); w.add_rope_dimension_count(16)
+    vocabulary = sorted(tok.get_vocab(), key=tok.get_vocab().get)
+    w.add_tokenizer_model("gpt2"); w.add_token_list(vocabulary); w.add_token_types([1]*len(vocabulary)); w.add_vocab_size(len(vocabulary))
+    w.add_token_merges([" ".join(m) for m in json.loads(tok.backend_tokenizer.to_str())["model"]["merges"]])
+    w.add_bos_token_id(0); w.add_eos_token_id(0); w.add_add_bos_token(False)
+    for key, value in values: (w.add_string if isinstance(value, str) else w.add_float32)(key, value)
+    q = gguf.GGMLQuantizationType[kind]
+    for n, x in model.state_dict().items():
+        if "q_proj" in n or "k_proj" in n: x = permuted(x, 4 if "q_proj" in n else 2)
+        a = x.numpy()
+        if x.ndim == 2 and kind != "F32": w.add_tensor(ggml_name(n), gguf.quantize(a, q), raw_dtype=q)
+        else: w.add_tensor(ggml_name(n), a)
+    for n, x in (extra or {}).items(): w.add_tensor(n, x.numpy())
+    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+    return path
+
+def test_a_gguf_file_is_a_model(llama, tmp_path, monkeypatch):
+    "Its logits are those of the model it was made from, it is converted once, and a changed file is converted anew"
+    f = write_gguf(tmp_path/"tiny.gguf", llama)
+    llama[0].config.rope_parameters["rope_theta"] = 5000.
+    twin = AutoModelForCausalLM.from_config(llama[0].config).eval()
+    twin.load_state_dict(llama[0].state_dict())
+    with torch.no_grad(): want = twin(tokens).logits
+    (tmp_path/"adapter_config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    c = read_alike("tiny.gguf", want).checkpoint
+    assert (c.name, c.source, c.revision, c.gguf) == ("tiny.gguf", "local", None, sha256(f))
+    assert c.sha256 == sha256(c.path/"model.safetensors")
+    monkeypatch.setattr(C, "_convert_gguf", lambda *a: pytest.fail("converted again"))
+    model = load_model(str(f))
+    assert model.checkpoint == c and provenance(model, 0)["gguf_sha256"] == c.gguf
+    assert not model.cfg.default_prepend_bos
+    assert AutoTokenizer.from_pretrained(c.path)("Mary went").input_ids == llama[1]("Mary went").input_ids
+    monkeypatch.undo()
+    monkeypatch.setenv("TALKING_HEADS_CACHE", str(tmp_path/"cache"))
+    with torch.no_grad(): llama[0].lm_head.weight.view(-1)[0] += 1
+    write_gguf(f, llama)
+    d = C.find_checkpoint(f)
+    assert d.path != c.path and d.gguf == sha256(f) and not [p for p in (tmp_path/"cache").iterdir() if ".part-" in p.name]
+
+def test_quantised_gguf_as_transformers_reads_it(llama, tmp_path):
+    f = write_gguf(tmp_path/"tiny.gguf", llama, "Q8_0")
+    read_alike(f, plain_logits(tmp_path, gguf_file=f.name, dtype=torch.float32))
+
+@pytest.mark.parametrize("wrong,says", [
+    (dict(extra={"rope_freqs.weight": torch.ones(8)}), "passes over rope_freqs.weight"),
+    (dict(extra={"blk.0.attn_q.bias": torch.ones(64)}), "holds .* numbers, of which transformers makes a model of"),
+    (dict(values=[("llama.rope.scaling.type", "linear"), ("llama.rope.scaling.factor", 4.)]), "rope.scaling.type to 'linear'"),
+    (dict(values=[("llama.attention.scale", .5)]), "attention.scale to 0.5"), (dict(arch="rwkv6"), "architecture 'rwkv6'"),
+    (dict(arch="t5"), "architecture 't5'")])
+def test_gguf_that_transformers_would_misread(llama, tmp_path, wrong, says):
+    with pytest.raises(ModelError, match=says): C.find_checkpoint(write_gguf(tmp_path/"tiny.gguf", llama, **wrong))
+    assert not [p for p in (tmp_path/"cache").iterdir() if p.is_dir()]
+
+@pytest.mark.parametrize("change,says", [
+    (lambda f: f.write_bytes(f.read_bytes()[:-1000]), "promises .* truncated"), (lambda f: f.write_bytes(f.read_bytes()[:200]), "is truncated"),
+    (lambda f: f.write_bytes(b""), "does not start like a GGUF"), (lambda f: f.write_text("<html>"), "does not start like a GGUF"),
+    (lambda f: f.write_text(lfs), "git lfs pull"), (lambda f: f.write_bytes(b"GGUF"+(1).to_bytes(4, "little")+f.read_bytes()[8:]), "version 1"),
+    (lambda f: f.write_bytes(b"GGUF"+(3).to_bytes(4, "big")+f.read_bytes()[8:]), "big-endian")])
+def test_broken_gguf(llama, tmp_path, change, says):
+    f = write_gguf(tmp_path/"tiny.gguf", llama)
+    change(f)
+    refused_alike(f, says, CheckpointError)
+
+def test_part_of_a_gguf(llama, tmp_path):
+    refused_alike(write_gguf(tmp_path/"tiny-00001-of-00003.gguf", llama), "one part of a model", ModelError)
+
+def test_a_quantisation_that_nobody_undoes(llama, tmp_path, monkeypatch):
+    import gguf
+    def no(*a): raise NotImplementedError
+    monkeypatch.setattr(gguf, "dequantize", no)
+    refused_alike(write_gguf(tmp_path/"tiny.gguf", llama, "Q4_0"), "holds tensors as F32, Q4_0", ModelError)
+
+def test_a_folder_with_gguf_alone(llama, folder):
+    (folder/"model.safetensors").unlink()
+    write_gguf(folder/"tiny.gguf", llama)
+    refused_alike(folder, "Give the file itself as the model: .*tiny.gguf", CheckpointError)
