@@ -653,6 +653,7 @@ def _checked(path:Path)->str: # SHA-256 of the weights
     except OSError as e: raise _unreadable(f,e) from e
     chosen = check_weights(path,config)
     _check_no_adapter(path)
+    language_config(config) # refuses heads that cannot be taken apart
     return sha256_many(map(_remembered_sha256,chosen))
 
 def _local(name:str, path:Path)->Checkpoint:

@@ -32,7 +32,6 @@ from transformers import CONFIG_MAPPING
 def _hf_model(c:Checkpoint, dtype:torch.dtype):
     "The plain transformers model in eager attention, complete and finite, and what it says of `_probe_tokens`"
     config = read_config(c.path)
-    language_config(config) # refuses heads that cannot be taken apart
     _check_kind(c,config)
     known = dict(dtype=dtype,attn_implementation="eager",local_files_only=True,use_safetensors=True,
         trust_remote_code=False,output_loading_info=True)

@@ -178,7 +178,7 @@ class AttentionWeights:
     def __len__(self): return self.shape.n_layers
 
 # %% ../nbs/02_svd.ipynb #c021
-def attention_weights(name="smollm2", # embedded name, folder, GGUF file, Hugging Face id, or a model from `load_model`
+def attention_weights(name="smollm2", # embedded name, folder, Hugging Face id, or a model from `load_model`
                       processing:str="raw", # "raw" or "folded"
                       center_writing:bool=False, # remove the mean over d_model from what heads write; LayerNorm models only
                       revision:str|None=None, # of a hub id
@@ -189,7 +189,7 @@ def attention_weights(name="smollm2", # embedded name, folder, GGUF file, Huggin
     else:
         c = find_checkpoint(name,revision)
         config,t = read_config(c.path),_Tensors(weight_files(c.path))
-    config = language_config(config)
+    config = config.get("text_config",config)
     f,s = family_of(config),shape_of(config)
     _check_depth(f,s,t,c.name)
     if center_writing and not f.layer_norm: raise ModelError(f"{c.name} uses RMSNorm, which does not remove the mean, so centring what heads write would change the model.")
