@@ -287,15 +287,15 @@ def check_weights(path:Path, # folder of a checkpoint
                   config:dict, # its config
                  )->list[Path]: # the files that hold its weights
     "The files of `weight_files`, each whole, no tensor in two of them, and all weights floats"
-    where,tensors = {},{}
-    for f in weight_files(path):
+    chosen,where,tensors = weight_files(path),{},{}
+    for f in chosen:
         for n,t in check_safetensors(f).items():
             if n in where:
                 raise CheckpointError(f"{n} is both in {where[n].name} and in {f.name} of {path}. One would be read "
                     "and the other not: fetch or save the model again.")
             where[n],tensors[n] = f,t
     _check_floats(Path(path),config,tensors)
-    return sorted(set(where.values()))
+    return chosen
 
 # %% ../nbs/checkpoints.ipynb #c015
 def cache_dir()->Path:
@@ -442,8 +442,8 @@ def _convert_gguf(f:Path, # GGUF file
             model.load_state_dict(gguf.state_dict())
             model.save_pretrained(out)
             AutoTokenizer.from_pretrained(out,gguf_file=str(f)).save_pretrained(out)
-    except (TalkingHeadsError,OSError): raise
     except Exception as e:
+        if isinstance(e,TalkingHeadsError) or getattr(e,"errno",None): raise # the system's own errors: a full disk
         raise ModelError(f"transformers cannot read {f} ({type(e).__name__}: {str(e).strip()[:200]}).") from e
     made = sha256_many(map(sha256,weight_files(out)))
     write_json({"gguf":f.name,"gguf_sha256":sha256(f),"sha256":made,"versions":versions()},out/"source.json")
@@ -502,9 +502,11 @@ def _converted(gguf:Path, # the file
     if not final.is_dir():
         try: final.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise unwritable(final.parent, e) from e
-        with FileLock(f"{final}.lock"):
-            for old in final.parent.glob(f"{final.name}.part-*"): shutil.rmtree(old, ignore_errors=True)
-            if not final.is_dir(): _convert_into(gguf, final, check)
+        try:
+            with FileLock(f"{final}.lock"):
+                for old in final.parent.glob(f"{final.name}.part-*"): shutil.rmtree(old, ignore_errors=True)
+                if not final.is_dir(): _convert_into(gguf, final, check)
+        except OSError as e: raise unwritable(final, e) from e
     return final
 
 # %% ../nbs/checkpoints.ipynb #c026

@@ -29,7 +29,7 @@ import transformers
 from transformers import CONFIG_MAPPING
 
 # %% ../nbs/01_hooks.ipynb #c006
-def _hf_model(c:Checkpoint, dtype:torch.dtype):
+def _hf_model(c:Checkpoint, dtype:torch.dtype, device:str):
     "The plain transformers model in eager attention, complete and finite, and what it says of `_probe_tokens`"
     config = read_config(c.path)
     _check_kind(c,config)
@@ -41,8 +41,8 @@ def _hf_model(c:Checkpoint, dtype:torch.dtype):
         with quiet_transformers():
             hf,info = _whole_class(config,sees).from_pretrained(c.path,**known)
     except Exception as e: raise ModelError(_load_help(c,e)) from e
-    hf.eval()
     _check_weights(c,hf,info)
+    hf = hf.to(device).eval()
     logits = _probe(c,hf)
     if sees: hf = _language_part(c,hf)
     hf.config.architectures = [type(hf).__name__] # what a config leaves out, TransformerLens cannot find
@@ -119,7 +119,8 @@ def _probe(c:Checkpoint, hf)->Tensor: # (2 5 vocabulary), float32, on the CPU
 
 def _far(a:Tensor, b:Tensor, dtype:torch.dtype)->bool:
     "Do logits differ by more than rounding in `dtype` explains?"
-    return float((a-b).abs().max()) > (.002 if dtype in (torch.float32,torch.float64) else .06)*float(a.abs().max())
+    exact = dtype in (torch.float32,torch.float64) and torch.get_float32_matmul_precision()=="highest"
+    return float((a-b).abs().max()) > (.002 if exact else .06)*float(a.abs().max())
 
 # %% ../nbs/01_hooks.ipynb #ld55
 def _language_part(c:Checkpoint, whole):
@@ -230,9 +231,9 @@ def load_model(name:str="smollm2", # embedded name, folder, GGUF file, or Huggin
               )->TransformerBridge: # raises `ModelError` or `CheckpointError`
     "A ready model on raw weights, in eval mode, with `model.checkpoint` saying where it came from"
     c,device,dtype = find_checkpoint(name,revision),_device(device),_dtype(dtype)
-    hf,logits = _hf_model(c,dtype)
+    hf,logits = _hf_model(c,dtype,device)
     tok = _tokenizer(c,len(hf.get_input_embeddings().weight))
-    model = _bridge(c,hf.to(device),tok,logits,device,dtype)
+    model = _bridge(c,hf,tok,logits,device,dtype)
     model.cfg.default_prepend_bos = _wants_bos(tok) if bos is None else bos
     _true_rotary_base(model, hf.config)
     model.checkpoint = c
