@@ -246,7 +246,7 @@ def _from_weights(out:Path, params:dict, why:str)->tuple: # arguments for `_exec
 def _paper(model, seed, out, resume, given, **params):
     "Check the folder and the parameters, run the notebook, make the page, say where everything is"
     notebook,out = _paper_notebook(),Path(out).expanduser().resolve()
-    if Path(model).expanduser().is_dir(): model = str(Path(model).expanduser().resolve())
+    if Path(model).expanduser().exists(): model = str(Path(model).expanduser().resolve())
     params |= dict(model=model, seed=seed, out=str(out), resume=resume, notebook_sha256=_code_of(notebook)) | _parameters(notebook,given)
     with atomic_path(out/".th_writable") as p: p.write_text("")
     (out/".th_writable").unlink()

@@ -24,41 +24,189 @@ from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 from .checkpoints import *
 from .data import *
 
+# %% ../nbs/01_hooks.ipynb #ld50
+import transformers
+from transformers import CONFIG_MAPPING
+
 # %% ../nbs/01_hooks.ipynb #c006
-def _hf_model(c:Checkpoint, dtype:torch.dtype):
-    "The plain transformers model in eager attention, complete and finite, or a `CheckpointError` or `ModelError`"
+def _hf_model(c:Checkpoint, dtype:torch.dtype, device:str):
+    "The plain transformers model in eager attention, complete and finite, and what it says of `_probe_tokens`"
     config = read_config(c.path)
+    _check_kind(c,config)
+    known = dict(dtype=dtype,attn_implementation="eager",local_files_only=True,use_safetensors=True,
+        trust_remote_code=False,output_loading_info=True)
     kinds = config.get("architectures") or []
-    if kinds and not any(k.endswith(("ForCausalLM","LMHeadModel")) for k in kinds):
-        raise ModelError(f"{c.name} is a {', '.join(kinds)}, which does not predict the next token. Choose a causal language model.")
+    sees = bool(config.get("text_config")) or any(k.endswith("ForConditionalGeneration") for k in kinds)
     try:
-        with quiet_transformers(): hf,info = AutoModelForCausalLM.from_pretrained(c.path, dtype=dtype, attn_implementation="eager",
-            local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+        with quiet_transformers():
+            hf,info = _whole_class(config,sees).from_pretrained(c.path,**known)
     except Exception as e: raise ModelError(_load_help(c,e)) from e
-    _check_weights(c, hf, info)
-    return hf.eval()
+    _check_weights(c,hf,info)
+    hf = hf.to(device).eval()
+    logits = _probe(c,hf)
+    if sees: hf = _language_part(c,hf)
+    hf.config.architectures = [type(hf).__name__] # what a config leaves out, TransformerLens cannot find
+    return hf.eval(),logits
+
+# %% ../nbs/01_hooks.ipynb #ld51
+def _whole_class(config:dict, sees:bool):
+    "The class of transformers that loads all of a checkpoint"
+    if not sees: return AutoModelForCausalLM
+    named = [getattr(transformers,k,None) for k in config.get("architectures") or []]
+    return next((k for k in named if hasattr(k,"from_pretrained")),transformers.AutoModelForImageTextToText)
+
+def _check_kind(c:Checkpoint, config:dict):
+    "Refuse what is no causal language model by its config, and what this version of transformers does not know"
+    kinds,kind = config.get("architectures") or [],config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        code = "A newer transformers may know it."
+        if "auto_map" in config: code = "It brings code from its repository, which is not run."
+        raise ModelError(f"The config.json of {c.name} names model_type {kind!r}, which transformers "
+            f"{transformers.__version__} does not know. {code}")
+    what = ", ".join(kinds) or kind
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{c.name} is a {what}, an encoder with a decoder, which reads one text and "
+            "writes another. Choose a causal language model.")
+    ends = ("ForCausalLM","LMHeadModel","ForConditionalGeneration")
+    if kinds and not any(k.endswith(ends) for k in kinds):
+        raise ModelError(f"{c.name} is a {what}, which does not predict the next token. Choose a causal language "
+            "model.")
 
 # %% ../nbs/01_hooks.ipynb #c007
 def _load_help(c:Checkpoint, e:Exception)->str:
     "What to say when transformers cannot build the model"
     why = str(e).strip().split("\n")[0]
-    return (f"transformers cannot load {c.name} as a causal language model ({type(e).__name__}: {why}). Its config.json names model_type "
-            f"{read_config(c.path).get('model_type')!r}; models that need code from their repository are not run.")
+    return (f"transformers cannot load {c.name} as a causal language model ({type(e).__name__}: {why}). Its "
+        f"config.json names model_type {read_config(c.path).get('model_type')!r}; models that need code from their "
+        "repository are not run.")
 
 # %% ../nbs/01_hooks.ipynb #c008
 def _check_weights(c:Checkpoint, hf, info:dict):
-    "Refuse a checkpoint with missing, misshapen or non-finite tensors"
-    if bad := sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys",())):
-        raise IncompleteError(f"{c.name} lacks {len(bad)} tensors its config calls for, first {bad[0]}. It cannot run forward. Fetch the whole "
-            "checkpoint; a folder that holds attention weights alone still serves work on weights.")
-    for name,p in hf.named_parameters():
-        if not p.isfinite().all(): raise CheckpointError(f"{c.name} has NaN or infinite values in {name}. Fetch or save it again.")
+    "Refuse a checkpoint with missing, misshapen or non-finite tensors in its language part"
+    sight = ("vision_tower","vision_model","visual","audio_tower","projector")
+    other = [n for n,_ in hf.named_modules() if n.endswith(sight)]
+    bad = sorted(info["missing_keys"])+sorted(str(k) for k in info.get("mismatched_keys",()))
+    if bad := [k for k in bad if not k.startswith(tuple(other))]:
+        raise IncompleteError(f"{c.name} lacks {len(bad)} tensors its config calls for, first {bad[0]}. It cannot "
+            "run forward. Fetch the whole checkpoint; a folder that holds attention weights alone still serves work "
+            "on weights.")
+    for name,x in hf.state_dict().items(): # parameters, tied ones too, and the buffers that are saved
+        if not x.is_floating_point() or not x.numel(): continue
+        low,high = x.aminmax()
+        if not (low.isfinite() and high.isfinite()):
+            raise CheckpointError(f"{c.name} has NaN or infinite values in {name}, read as "
+                f"{str(x.dtype).removeprefix('torch.')}. Fetch or save it again.")
+
+# %% ../nbs/01_hooks.ipynb #ld53
+def _probe_tokens(hf)->Tensor: # (2 5)
+    "Two sequences that differ in their last token"
+    n = hf.get_input_embeddings().weight.shape[0]
+    ids = torch.tensor([[3,5,7,11,13],[3,5,7,11,17]])%max(n-1,1) # ordinary ids: special ones are rarely among them
+    return ids.to(hf.get_input_embeddings().weight.device)
+
+@torch.no_grad()
+def _probe(c:Checkpoint, hf)->Tensor: # (2 5 vocabulary), float32, on the CPU
+    "Logits of plain transformers for `_probe_tokens`, or `ModelError` where the model looks ahead or cannot run"
+    try: logits = hf(input_ids=_probe_tokens(hf),use_cache=False).logits.float().cpu()
+    except Exception as e:
+        raise ModelError(f"{c.name} loads, but transformers cannot run it ({type(e).__name__}: {e}).") from e
+    if logits.isnan().any():
+        raise ModelError(f"{c.name} gives NaN as logits in {str(hf.dtype).removeprefix('torch.')}. Try float32.")
+    if _far(logits[0,:4],logits[1,:4],hf.dtype):
+        raise ModelError(f"{c.name} looks ahead: what it says of a token depends on tokens after it. A "
+            f"{type(hf).__name__} of this config does not predict the next token. Choose a causal language model.")
+    return logits
+
+def _far(a:Tensor, b:Tensor, dtype:torch.dtype)->bool:
+    "Do logits differ by more than rounding in `dtype` explains?"
+    exact = dtype in (torch.float32,torch.float64) and torch.get_float32_matmul_precision()=="highest"
+    return float((a-b).abs().max()) > (.002 if exact else .06)*float(a.abs().max())
+
+# %% ../nbs/01_hooks.ipynb #ld55
+def _language_part(c:Checkpoint, whole):
+    "The causal language model inside a model that also sees or hears, with the same modules"
+    inner,head,config = whole.get_decoder(),whole.get_output_embeddings(),whole.config.get_text_config()
+    try:
+        with torch.device("meta"): lm = AutoModelForCausalLM.from_config(config,attn_implementation="eager")
+        if type(lm.base_model) is not type(inner):
+            raise ValueError(f"{type(inner).__name__} is not its {type(lm.base_model).__name__}")
+    except Exception as e:
+        raise ModelError(f"{c.name} is a {type(whole).__name__}, and transformers has no causal language model of "
+            f"its own for the language part ({type(e).__name__}: {str(e).splitlines()[0]}). Choose a model of text "
+            "alone.") from e
+    setattr(lm,lm.base_model_prefix,inner)
+    lm.set_output_embeddings(head)
+    lm.config.tie_word_embeddings = head.weight is inner.get_input_embeddings().weight
+    lm.generation_config = whole.generation_config
+    return lm
 
 # %% ../nbs/01_hooks.ipynb #c010
 def _wants_bos(tokenizer)->bool:
     "Does this tokenizer itself put BOS before a text?"
     ids = tokenizer("a").input_ids
     return bool(ids) and tokenizer.bos_token_id is not None and ids[0]==tokenizer.bos_token_id
+
+# %% ../nbs/01_hooks.ipynb #ld56
+_tokenizer_files = ("tokenizer.json","tokenizer.model","vocab.json","vocab.txt","spiece.model","*.tiktoken",
+    "tekken.json","*.spm","*.bpe.model")
+
+def _tokenizer(c:Checkpoint, rows:int):
+    "The checkpoint's tokenizer; `ModelError` if it is missing, damaged, empty, or goes beyond the embedding's `rows`"
+    if not any(f.is_file() for n in _tokenizer_files for f in c.path.glob(n)):
+        raise ModelError(f"{c.name} has no tokenizer: its folder holds none of {', '.join(_tokenizer_files[:4])} ... "
+            "Save it there with tokenizer.save_pretrained(folder), or fetch the whole repository. Work on weights "
+            "alone does not need it.")
+    try:
+        tok = AutoTokenizer.from_pretrained(c.path,local_files_only=True,trust_remote_code=False)
+        tok("a")
+    except (KeyboardInterrupt,SystemExit): raise
+    except BaseException as e: # a panic inside tokenizers is no Exception
+        why = (str(e).strip() or repr(e)).split("\n")[0][:200]
+        raise ModelError(f"The tokenizer of {c.name} cannot be loaded ({type(e).__name__}: {why}). Fetch or save its "
+            "files again; code of a repository is not run.") from e
+    _check_tokens(c,tok,rows)
+    return tok
+
+# %% ../nbs/01_hooks.ipynb #ld57
+def _check_tokens(c:Checkpoint, tok, rows:int):
+    "Refuse a tokenizer without words, or with ids that the embedding has no row for"
+    vocabulary,added = tok.get_vocab(),tok.added_tokens_decoder
+    if not vocabulary.keys()-{t.content for t in added.values()}:
+        raise ModelError(f"The tokenizer of {c.name} has no tokens but special ones: files it needs are missing. "
+            "Fetch them again.")
+    used = {tok.bos_token_id,tok.eos_token_id,tok.pad_token_id,tok.unk_token_id}
+    beyond = {i:t for t,i in vocabulary.items() if i>=rows}
+    # Gemma 3 has a special token for images beyond the rows of its text model; ordinary text never gives it
+    if bad := sorted(i for i in beyond if i in used or i not in added or not added[i].special):
+        raise ModelError(f"The tokenizer of {c.name} has {len(bad)} tokens that the embedding has no row for, first "
+            f"{beyond[bad[0]]!r} with id {bad[0]} of {rows} rows. They are not of the same model, or tokens were "
+            "added and the embedding was not resized (model.resize_token_embeddings).")
+
+# %% ../nbs/01_hooks.ipynb #ld59
+def _with_biases(hf):
+    "Zeros for the biases that a GPT-NeoX without attention biases lacks; the model computes the same"
+    for m in hf.modules():
+        packed = getattr(m,"query_key_value",None)
+        if packed is not None and packed.bias is None:
+            packed.bias = torch.nn.Parameter(packed.weight.new_zeros(len(packed.weight)),requires_grad=False)
+    return hf
+
+@torch.no_grad()
+def _bridge(c:Checkpoint, hf, tok, logits:Tensor, device:str, dtype:torch.dtype)->TransformerBridge:
+    "The bridge; `ModelError` if TransformerLens has none for this model or gives other logits than transformers"
+    tokens = _probe_tokens(hf)
+    try:
+        how = dict(tokenizer=tok,device=device,dtype=dtype)
+        model = TransformerBridge.boot_transformers(str(c.path),hf_model=_with_biases(hf),**how)
+        ours = model(tokens).float().cpu()
+    except Exception as e:
+        raise ModelError(f"TransformerLens does not support {c.name}, a {type(hf).__name__} ({type(e).__name__}: "
+            f"{(str(e).strip() or 'no reason given').splitlines()[0][:200]}). Work on weights alone may "
+            "still.") from e
+    if _far(logits,ours,dtype):
+        raise ModelError(f"TransformerLens gives other logits than transformers for {c.name}, a {type(hf).__name__} "
+            f"(by up to {float((logits-ours).abs().max()):.2g}). What it shows would not be this model.")
+    return model
 
 # %% ../nbs/01_hooks.ipynb #c011
 def _device(device)->str:
@@ -75,7 +223,7 @@ def _dtype(dtype)->torch.dtype:
     return out
 
 # %% ../nbs/01_hooks.ipynb #c012
-def load_model(name:str="smollm2", # embedded name, folder, or Hugging Face id
+def load_model(name:str="smollm2", # embedded name, folder, GGUF file, or Hugging Face id
                device=None, # torch device; CUDA if present, else CPU
                dtype=None, # torch dtype or its name; float32
                bos:bool|None=None, # begin prompts with BOS? None: as the tokenizer does by itself
@@ -83,9 +231,9 @@ def load_model(name:str="smollm2", # embedded name, folder, or Hugging Face id
               )->TransformerBridge: # raises `ModelError` or `CheckpointError`
     "A ready model on raw weights, in eval mode, with `model.checkpoint` saying where it came from"
     c,device,dtype = find_checkpoint(name,revision),_device(device),_dtype(dtype)
-    hf = _hf_model(c,dtype).to(device)
-    tok = AutoTokenizer.from_pretrained(c.path, local_files_only=True, trust_remote_code=False)
-    model = TransformerBridge.boot_transformers(str(c.path), hf_model=hf, tokenizer=tok, device=device, dtype=dtype)
+    hf,logits = _hf_model(c,dtype,device)
+    tok = _tokenizer(c,len(hf.get_input_embeddings().weight))
+    model = _bridge(c,hf,tok,logits,device,dtype)
     model.cfg.default_prepend_bos = _wants_bos(tok) if bos is None else bos
     _true_rotary_base(model, hf.config)
     model.checkpoint = c
@@ -103,8 +251,10 @@ def provenance(model:TransformerBridge, # from `load_model`
               )->dict:
     "What a saved result says about where it came from"
     c = model.checkpoint
-    return dict(source=c.source, sha256=c.sha256, revision=c.revision, processing="raw", dtype=str(model.cfg.dtype).removeprefix("torch."),
-                device=str(model.cfg.device), bos=bool(model.cfg.default_prepend_bos), seed=seed, versions=versions())
+    gguf = {"gguf_sha256":c.gguf} if c.gguf and c.source=="local" else {} # the embedded model has one for good
+    return dict(source=c.source, sha256=c.sha256, revision=c.revision, processing="raw",
+                dtype=str(model.cfg.dtype).removeprefix("torch."), device=str(model.cfg.device),
+                bos=bool(model.cfg.default_prepend_bos), seed=seed, versions=versions(), **gguf)
 
 # %% ../nbs/01_hooks.ipynb #c018
 def task_args(model:TransformerBridge)->dict:

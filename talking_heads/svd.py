@@ -135,17 +135,25 @@ class _Tensors:
     "Tensors of one or many safetensors files, by name, read on demand"
     def __init__(self, files:list):
         self.where = {}
-        for f in files:
-            check_safetensors(f)
-            with safe_open(f,"pt") as s: self.where |= dict.fromkeys(s.keys(),f)
+        for f in files: self.where |= dict.fromkeys(check_safetensors(f),f)
     def __contains__(self, name): return name in self.where
     def __call__(self, name, layer, shape=None):
         if name not in self.where: raise CheckpointError(f"Layer {layer}: the checkpoint has no tensor {name}.")
-        with safe_open(self.where[name],"pt") as s: x = s.get_tensor(name)
-        if x.dtype not in (torch.float64,torch.float32,torch.float16,torch.bfloat16): raise CheckpointError(f"Layer {layer}: {name} holds {str(x.dtype).removeprefix('torch.')} "
-            "numbers. Quantised weights mean nothing without their scales: load the model where they are understood, dequantise it and save it again.")
+        try:
+            with safe_open(self.where[name],"pt") as s: x = s.get_tensor(name)
+        except Exception as e:
+            raise CheckpointError(f"Layer {layer}: {name} cannot be read from {self.where[name]} ({e}).") from e
+        if x.dtype not in (torch.float64,torch.float32,torch.float16,torch.bfloat16):
+            raise CheckpointError(f"Layer {layer}: {name} holds {str(x.dtype).removeprefix('torch.')} numbers. "
+                "Quantised weights mean nothing without their scales: load the model where they are understood, "
+                "dequantise it and save it again.")
         x = x.float()
-        if shape and tuple(x.shape)!=tuple(shape): raise CheckpointError(f"Layer {layer}: {name} has shape {tuple(x.shape)}, but the config calls for {tuple(shape)}.")
+        if shape and tuple(x.shape)!=tuple(shape):
+            raise CheckpointError(f"Layer {layer}: {name} has shape {tuple(x.shape)}, but "
+                f"the config calls for {tuple(shape)}.")
+        if x.ndim==1 and not x.isfinite().all(): # of matrices the head is named, see `_check_finite`
+            raise CheckpointError(f"Layer {layer}: {name} has NaN or infinite values. Fetch or save the checkpoint "
+                "again.")
         return x
 
 # %% ../nbs/02_svd.ipynb #c014

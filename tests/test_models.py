@@ -69,7 +69,8 @@ def test_hub_name_from_the_cache(folder, tmp_path, monkeypatch):
     (lambda d: (d/"model.safetensors").rename(d/"pytorch_model.bin"), "pickle"),
     (lambda d: (d/"model.safetensors").write_bytes((d/"model.safetensors").read_bytes()[:-100]), "truncated"),
     (lambda d: (d/"model.safetensors").write_bytes(b"\0"*64), "truncated|header is damaged"),
-    (lambda d: (d/"model.safetensors.index.json").write_text('{"weight_map":{"a":"model-00002-of-00002.safetensors"}}'), "lacks 1 of 1 shards")])
+    (lambda d: (d/"model.safetensors").rename(d/"model.safetensors.index.json").write_text('{"weight_map":{"a":"model-00002-of-00002.safetensors"}}'),
+     "lacks 1 of 1 shards")])
 def test_broken_folders(folder, change, says):
     change(folder)
     with pytest.raises(CheckpointError, match=says): load_model(str(folder))

@@ -123,11 +123,11 @@ def test_quantised_weights_are_refused(dtype, tmp_path):
     folder = tiny.save("llama", tmp_path)
     damage(folder, lambda w: w.update({k: w[k].to(dtype) for k in w if "layers.1.self_attn.v_proj" in k}))
     with pytest.raises(CheckpointError, match="Layer 1: .*v_proj.* Quantised"): attention_weights(str(folder))[1]
-    attention_weights(str(folder))[0]
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_a_damaged_index_is_named(text, tmp_path):
     folder = tiny.save("llama", tmp_path)
+    (folder/"model.safetensors").rename(folder/"model-00001-of-00001.safetensors") # beside a single file it would not be read
     (folder/"model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="not a shard index"): attention_weights(str(folder))
 
