@@ -88,11 +88,17 @@ def other_heads(weights:AttentionWeights, # from `attention_weights`
 # %% ../nbs/forecast.ipynb #c011
 def _penalised(X, y, beta, P): return float(torch.nn.functional.softplus(X@beta).sum()-y@(X@beta)+(P@beta.square())/2)
 
+def _numbers(x:Tensor, what:str)->Tensor:
+    "`x`, or an error where comparisons would be made with what is no number"
+    if x.isfinite().all(): return x
+    raise TaskError(f"Some {what} are NaN or infinite, and nothing can be ranked or fitted by them. Look where they come from.")
+
 def newton(X:Tensor, # (n k) standardised columns
            y:Tensor, # (n) 1 for failure, 0 for success
            ridge=10., # penalty on squared weights, one or (k); the intercept is free
           )->Tensor: # (1+k) intercept and weights, in double precision
     "Ridge logistic regression by Newton's method, each step halved until the loss falls"
+    X = _numbers(X,"columns")
     P = torch.cat([torch.zeros(1),torch.as_tensor(ridge).expand(X.shape[1])]).double()
     if bool((P[1:]<=0).any()): raise TalkingHeadsError(f"A ridge of {float(P[1:].min())} leaves separable data without a solution. Give a positive one.")
     X,y = torch.cat([torch.ones(len(X),1).double(),X.double()],1),y.double()
@@ -120,7 +126,8 @@ class Forecaster:
         "Standardised columns and one column for each length"
         if new := sorted(set(frame.n_items)-set(self.sizes)): raise TaskError(f"Lists of {', '.join(map(str,new))} items were not among the training "
             f"prompts ({', '.join(map(str,self.sizes))}). Train on the lengths you forecast.")
-        X = (torch.tensor(frame[list(self.columns)].to_numpy(float)).double()-self.mean)/self.scale
+        X = _numbers(torch.tensor(frame[list(self.columns)].to_numpy(float)).double(),"columns")
+        X = (X-self.mean)/self.scale
         return torch.cat([X,torch.tensor(frame.n_items.to_numpy())[:,None].eq(torch.tensor(self.sizes)).double()],1)
 
 # %% ../nbs/forecast.ipynb #c013
@@ -133,7 +140,7 @@ def fit_forecaster(frame:pd.DataFrame, # training prompts from `forecast_frame`
     "Learn to forecast failures"
     y = torch.tensor(frame.fail.to_numpy(bool)) if fail is None else fail
     _both_kinds(y,"training")
-    X = torch.tensor(frame[list(columns)].to_numpy(float)).double()
+    X = _numbers(torch.tensor(frame[list(columns)].to_numpy(float)).double(),"columns")
     scale = (X-X.mean(0)).square().mean(0).sqrt().clamp_min(1e-9)
     f = Forecaster(tuple(columns),tuple(sorted(set(frame.n_items.tolist()))),X.mean(0),scale,None)
     penalty = torch.tensor([ridge]*len(columns)+[lengths]*len(f.sizes))
@@ -157,6 +164,7 @@ def _pairs(fail:Tensor, group)->Tensor: # (failed succeeded)
 
 def _wins(score:Tensor, fail:Tensor)->Tensor: # (failed succeeded) 1, .5 or 0
     "Does the failed prompt have the higher risk?"
+    score = _numbers(score,"forecasts")
     a,b = score[fail][:,None],score[~fail][None]
     return (a>b).double()+(a==b).double()/2
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['load_model', 'provenance', 'task_args', 'check_prompts', 'check_mode', 'check_roles', 'role_positions',
            'check_finite', 'unread', 'Readout', 'readout', 'choice_logits', 'logit_diff', 'direct_logit_attribution',
-           'mean_z', 'ablation_hooks', 'ablate', 'prefix_cache', 'fingerprint', 'active_hooks', 'check_quiet', 'Reruns',
-           'check_hooks', 'frozen', 'observe_hooks', 'check_stored', 'ablation_sweep', 'split_inputs', 'path_patch',
-           'repeated_tokens', 'stripe_scores', 'inhibition_score', 'find_heads']
+           'mean_z', 'ablation_hooks', 'ablate', 'prefix_cache', 'parts_of', 'fingerprint', 'active_hooks',
+           'check_quiet', 'Reruns', 'check_hooks', 'frozen', 'observe_hooks', 'check_stored', 'ablation_sweep',
+           'split_inputs', 'path_patch', 'repeated_tokens', 'stripe_scores', 'inhibition_score', 'find_heads']
 
 # %% ../nbs/01_hooks.ipynb #c003
 import copy, inspect
@@ -421,27 +421,41 @@ def prefix_cache(model:TransformerBridge, # from `load_model`
 def _sampled(p:Tensor)->Tensor:
     "Values of every row and every column of a weight, all of a small one"
     x,(*_,columns) = p.detach().reshape(-1),(1,*p.shape)
-    step = max(1,min(x.numel()//2048,columns-1)) if x.numel()>1<<15 else 1
+    step = max(1,min(x.numel()//columns//2,columns-1)) if x.numel()>1<<15 else 1
     while math.gcd(step,columns)>1: step -= 1
     return x[::step]
 
-def fingerprint(model:TransformerBridge, # from `load_model`
-                params=None, # some of its parameters; all if None
-               )->tuple: # to be compared with another one
-    "What tells in a moment whether weights, or plain torch hooks, are the same as before"
-    params = list(model.original_model.parameters()) if params is None else params
+def _bits(params:list)->int:
+    "A number that any change of the samples changes; whole numbers, so that no order of summing matters"
     total = 0
-    for dtype in {p.dtype for p in params}:
-        x = torch.cat([_sampled(p) for p in params if p.dtype==dtype])
-        bits = x.view({1:torch.uint8,2:torch.int16,4:torch.int32,8:torch.int64}[x.element_size()]).long()
-        total += int((bits*torch.arange(1,len(bits)+1,device=bits.device)).sum()) # whole numbers: the same in any order
-    modules = list(model.original_model.modules())
-    return total,tuple(k for m in modules for k in (*m._forward_pre_hooks,*m._forward_hooks) if _foreign(m,k))
+    for kind in {(p.dtype,p.device) for p in params}:
+        x = torch.cat([_sampled(p) for p in params if (p.dtype,p.device)==kind])
+        bits = x.view({1:torch.uint8,2:torch.int16,4:torch.int32,8:torch.int64}[x.element_size()])
+        total += int((bits*torch.arange(1,len(bits)+1,device=bits.device)).sum())
+    return total
 
-def _foreign(m, key:int)->bool:
-    "Is this torch hook the user's? Hook points and the bridge's own wiring are not meant"
-    f = m._forward_pre_hooks.get(key) or m._forward_hooks.get(key)
-    return not isinstance(m,HookPoint) and not getattr(f,"__module__","").startswith("transformer_lens")
+# %% ../nbs/01_hooks.ipynb #h052e
+def parts_of(model:TransformerBridge, # from `load_model`
+             layers=(), # to be left out, with the final norm and the unembedding
+            )->list: # of modules, for `fingerprint`
+    "The modules of a model, hook points aside; all of them if no layer is left out"
+    upper = [*(model.blocks[l] for l in layers),model.ln_final,model.unembed] if len(layers) else []
+    out = {id(m) for u in upper for m in u.modules()}
+    return [m for m in model.original_model.modules() if id(m) not in out and not isinstance(m,HookPoint)]
+
+def fingerprint(modules:list, # from `parts_of`
+               )->tuple: # to be compared with another one
+    "What tells in a moment whether weights, modules, or torch's own hooks are the same as before"
+    params,parts,hooks = {},[],[]
+    for m in modules:
+        params |= {id(p):p for p in m._parameters.values() if p is not None}
+        parts += [id(c) for c in m._modules.values()]
+        hooks += [k for known in (m._forward_pre_hooks,m._forward_hooks) for k,f in known.items() if _foreign(f)]
+    return _bits(list(params.values())),tuple(parts),tuple(hooks)
+
+def _foreign(hook)->bool:
+    "Is this the user's, and not the bridge's own wiring?"
+    return not getattr(hook,"__module__","").startswith("transformer_lens")
 
 # %% ../nbs/01_hooks.ipynb #h052d
 def active_hooks(model:TransformerBridge, # from `load_model`
@@ -470,7 +484,8 @@ class Reruns:
         if tokens.shape[1]<2: raise TaskError("Reruns needs prompts of at least two tokens.")
         self.model,self.prompts,self.last = model,prompts,tokens[:,-1:]
         self.cache = prefix_cache(model,tokens[:,:-1])
-        self.weights = fingerprint(model)
+        self._parts = parts_of(model)
+        self._made_with = fingerprint(self._parts)
 
 # %% ../nbs/01_hooks.ipynb #c055
 @patch
@@ -565,12 +580,16 @@ def run(self:Reruns, hooks:list=(), # (hook name, function); activations have on
        )->Tensor: # (batch*n d_vocab) logits or (batch*n d_model)
     "Run END once more under `hooks`"
     self._check_fresh()
-    _check_span(self.model,start_at_layer,stop_at_layer)
+    return self._run(hooks,n,stop_at_layer,start_at_layer,grad)
+
+@patch
+def _run(self:Reruns, hooks:list, n:int=1, stop:int|None=None, first:int=0, grad:bool=False)->Tensor:
+    "`run` where nobody can have changed the model meanwhile"
     hooks = list(hooks)
-    check_hooks(self.model,[name for name,_ in hooks],start_at_layer,stop_at_layer)
-    out = self._pass(hooks,n,stop_at_layer,start_at_layer,grad)
-    what = "logits" if stop_at_layer is None else "values of the residual stream"
-    return check_finite(out, self.model, what, lambda more: self._pass(hooks+more,n))
+    _check_span(self.model,first,stop)
+    check_hooks(self.model,[name for name,_ in hooks],first,stop)
+    what = "logits" if stop is None else "values of the residual stream"
+    return check_finite(self._pass(hooks,n,stop,first,grad), self.model, what, lambda more: self._pass(hooks+more,n))
 
 # %% ../nbs/01_hooks.ipynb #h060b
 @patch
@@ -578,12 +597,12 @@ def _check_fresh(self:Reruns):
     "Refuse to go on with a cache that belongs to a model as it was before"
     check_mode(self.model)
     check_quiet(self.model)
-    if fingerprint(self.model)!=self.weights: raise ModelError("The model's weights, or its hooks, were changed since this "
+    if fingerprint(self._parts)!=self._made_with: raise ModelError("The model's weights, or its hooks, were changed since this "
         "cache of earlier positions was made, so a run would mix two models. Make Reruns (or prefixes) anew.")
 
 @patch
 def _pass(self:Reruns, hooks:list, n:int=1, stop:int|None=None, first:int=0, grad:bool=False)->Tensor:
-    "`run` without its checks"
+    "`run` without any check"
     model,kw = self.model,{} if stop in (None,self.model.cfg.n_layers) else {"stop_at_layer":stop}
     if first:
         x = self._enters(first).repeat_interleave(n,0)[:,None]
@@ -643,7 +662,7 @@ def _without_each(runs:Reruns, layer:int, means:Tensor, observers:list, keys:Ten
     n,last = len(means),max(h.layer for h in observers)
     out = unread(runs.model,len(keys),n,len(observers),keys.shape[1])
     hooks = [(f"blocks.{layer}.attn.hook_z",_silence_each(means,len(keys)))]+observe_hooks(observers,keys,n,out)
-    runs.run(hooks,n,last+1,layer)
+    runs._run(hooks,n,last+1,layer)
     return check_stored(out,runs.model)
 
 # %% ../nbs/01_hooks.ipynb #h064b

@@ -127,11 +127,9 @@ class Suffix:
         if not 0<=layer<model.cfg.n_layers:
             raise HeadError(f"Layer {layer} does not exist: choose one from 0 to {model.cfg.n_layers-1}.")
         self.model,self.layer,self._calls = model,layer,{}
-        upper = {id(p) for m in (*list(model.blocks)[layer:],model.ln_final,model.unembed) for p in m.parameters()}
-        self._lower = [p for p in model.original_model.parameters() if id(p) not in upper]
-        self._lower += [p for p in model.embed.parameters() if id(p) in upper] # tied to the unembedding
+        self._lower = parts_of(model,range(layer,model.cfg.n_layers))
 
-    def _below(self)->tuple: return fingerprint(self.model,self._lower)
+    def _below(self)->tuple: return fingerprint(self._lower)
 
     def _forward(self, tokens, past=None, **kw):
         "Residual stream entering `layer`, run by the model itself"
