@@ -6,8 +6,9 @@
 __all__ = ['load_model', 'provenance', 'task_args', 'check_prompts', 'check_mode', 'check_roles', 'role_positions',
            'check_finite', 'unread', 'Readout', 'readout', 'choice_logits', 'logit_diff', 'direct_logit_attribution',
            'mean_z', 'ablation_hooks', 'ablate', 'prefix_cache', 'parts_of', 'fingerprint', 'active_hooks',
-           'check_quiet', 'Reruns', 'check_hooks', 'frozen', 'observe_hooks', 'check_stored', 'ablation_sweep',
-           'split_inputs', 'path_patch', 'repeated_tokens', 'stripe_scores', 'inhibition_score', 'find_heads']
+           'check_quiet', 'check_same', 'Reruns', 'check_hooks', 'frozen', 'observe_hooks', 'check_stored',
+           'ablation_sweep', 'split_inputs', 'path_patch', 'repeated_tokens', 'stripe_scores', 'inhibition_score',
+           'find_heads']
 
 # %% ../nbs/01_hooks.ipynb #c003
 import copy, inspect
@@ -394,7 +395,7 @@ def _joined(prompts:Prompts, parts:list, order:list)->Readout:
     return Readout(prompts, parts[0].query, logits, attention, parts[0].roles, z, scales)
 
 # %% ../nbs/01_hooks.ipynb #h052i
-import math, re
+import math, re, weakref
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformer_lens.hook_points import HookPoint
@@ -460,8 +461,8 @@ def _foreign(hook)->bool:
 # %% ../nbs/01_hooks.ipynb #h052d
 def active_hooks(model:TransformerBridge, # from `load_model`
                 )->list[str]: # names of hook points, in no order
-    "Hook points that carry hooks now"
-    return [h.name for h in model.hook_points() if h.fwd_hooks or h.bwd_hooks]
+    "Hook points that carry hooks now, the bridge's own wiring aside"
+    return [h.name for h in model.hook_points() if any(_foreign(x.user_hook) for x in (*h.fwd_hooks,*h.bwd_hooks))]
 
 def check_quiet(model:TransformerBridge, # from `load_model`
                )->None: # raises `ModelError`
@@ -469,6 +470,19 @@ def check_quiet(model:TransformerBridge, # from `load_model`
     if on := active_hooks(model): raise ModelError(f"The model carries hooks (on {on[0]}), and what follows runs END alone, or "
         "some layers alone, where they would act otherwise than in a whole pass. Leave the block of model.hooks; hooks "
         "may be passed to Reruns.run.")
+
+# %% ../nbs/01_hooks.ipynb #h052f
+def check_same(got:Tensor, # logits by a fast pass
+               want:Tensor, # by a whole one
+               what:str, # was not run, for the message
+              )->None: # raises `ModelError`
+    "Refuse an architecture for which a fast pass does not give what a whole pass gives"
+    off,most = float((got-want).abs().max()),float(want.abs().max())
+    eps = max(torch.finfo(x).eps for x in (want.dtype,torch.float32)) # a softmax may be in float32 in any model
+    if not off<=eps**.5*most: raise ModelError(f"Running {what} does not give this model's own "
+        f"logits (off by {off:.2g} of {most:.2g}), so it cannot be studied that way. ablate and readout run whole prompts.")
+
+_tried = weakref.WeakKeyDictionary() # model to the lengths at which its cache was tried
 
 # %% ../nbs/01_hooks.ipynb #c053
 class Reruns:
@@ -486,6 +500,7 @@ class Reruns:
         self.cache = prefix_cache(model,tokens[:,:-1])
         self._parts = parts_of(model)
         self._made_with = fingerprint(self._parts)
+        self._try(tokens)
 
 # %% ../nbs/01_hooks.ipynb #c055
 @patch
@@ -612,6 +627,18 @@ def _pass(self:Reruns, hooks:list, n:int=1, stop:int|None=None, first:int=0, gra
     with (model.hooks(hooks), frozen(model) if grad else nullcontext(), _passed_over(model,first),
           torch.set_grad_enabled(grad)):
         return model(tokens, past_key_values=self._copies(n,first), **kw)[:,-1]
+
+# %% ../nbs/01_hooks.ipynb #h060c
+@patch
+@torch.no_grad()
+def _try(self:Reruns, tokens:Tensor):
+    "Once for each model and length: END by the cache must be END of the whole prompt"
+    known = _tried.setdefault(self.model,set())
+    if tokens.shape[1] in known: return
+    def whole(hooks): return self.model.run_with_hooks(tokens[:1], fwd_hooks=hooks, **_last_logits(self.model))[:,-1]
+    want = check_finite(whole([]), self.model, "logits", whole)
+    check_same(self._pass([])[:1], want, "END alone")
+    known.add(tokens.shape[1])
 
 # %% ../nbs/01_hooks.ipynb #c063
 def observe_hooks(heads:list[Head], # observers
@@ -908,7 +935,10 @@ def find_heads(model:TransformerBridge, # from `load_model`
                r:Readout|None=None, # a readout of `prompts`, if there is one already
               )->pd.DataFrame: # one row per class and head: cls, name, layer, head, score, low, high, called, n
     "Score every head on six classes, with intervals, and say which are called"
-    rows = [_mover_rows(model, r or readout(model,prompts), seed), _pattern_rows(model, seed, n_random)]
+    r = r or readout(model,prompts)
+    if r.prompts!=prompts or (r.query,*r.roles)!=("END","IO","S1","S2"):
+        raise TaskError("This readout is not one of these prompts from END to IO, S1 and S2. Leave `r` out.")
+    rows = [_mover_rows(model, r, seed), _pattern_rows(model, seed, n_random)]
     found = rows[0].query("cls=='mover' and called").nlargest(8,"score")
     movers = [Head(a,b) for a,b in zip(found.layer,found["head"])]
     if movers: rows.append(_inhibition_rows(model, prompts[:n_ablate], movers, seed))

@@ -192,13 +192,14 @@ def _whole(self:Suffix, tokens:Tensor, hooks:list):
 
 @patch
 def _learn(self:Suffix, tokens:Tensor, W:int, resid:Tensor, cache):
-    "Record the calls for prompts of this shape; `ModelError` where they do not give the model's own logits"
-    one = lambda: None if cache is None else _fresh(cache,[0])
-    calls,want = self._recorded(tokens[:,-W:],one())
-    got = self.logits(self._layers(Entry(resid,calls,one())))
-    off = float((got-want).abs().max())
-    if not off<=torch.finfo(want.dtype).eps**.5*float(want.abs().max()): raise ModelError("The upper layers alone do not "
-        f"give this model's logits (off by {off:.2g}): its layers or its unembedding take more than the residual stream.")
+    "Record the calls for prompts of this shape; `ModelError` where they do not give two prompts the model's own logits"
+    past = lambda rows: None if cache is None else _fresh(cache,rows)
+    calls,want = self._recorded(tokens[:,-W:],past([0]))
+    check_finite(want, self.model, "logits", lambda hooks: self._whole(tokens,hooks))
+    try: got = self.logits(self._layers(Entry(resid.expand(2,-1,-1),calls,past([0,0]))))
+    except (RuntimeError,ValueError) as e: raise ModelError("The upper layers of this architecture take arguments that belong to one "
+        f"batch ({e}), so they cannot be run alone.") from e
+    check_same(got, want.expand_as(got), "the upper layers alone")
     self._calls[tokens.shape[1],W] = calls
 
 # %% ../nbs/lifting.ipynb #c018

@@ -182,7 +182,7 @@ def _reads_off(model, runs:Reruns, ids:Tensor)->bool:
     "Are logits such products and nothing more? Caps, biases and scales of some architectures make them more"
     whole = runs.run().gather(1,ids)
     with _no_unembedding(model): part = _product(model,runs.run()[:,None],ids)[:,0]
-    return float((whole-part).abs().max())<=torch.finfo(whole.dtype).eps**.5*float(whole.abs().max())
+    return float((whole-part).abs().max())<=max(torch.finfo(x).eps for x in (whole.dtype,torch.float32))**.5*float(whole.abs().max())
 
 # %% ../nbs/steering.ipynb #s016b
 def _item_logits(model, runs:Reruns, hooks:list, n:int, ids:Tensor, start:int)->Tensor: # (batch variant item)

@@ -198,6 +198,11 @@ def test_upper_layers(models, case, layer, T, window, head):
         else:
             whole = s.enter(tokens)
             with edited(m, edit): close(s.logits(s.run(whole)), m(tokens), 1e-5)
+        seen, name = [], f"blocks.{max(layer, head.layer)}.attn.hook_pattern" # columns are positions
+        def keep(x, hook): seen.append(x[:, head.head, -1])
+        with m.hooks([(name, keep)]): s.run(e, stop=max(layer, head.layer)+1)
+        m.run_with_hooks(tokens, fwd_hooks=[(name, keep)])
+        close(*seen)
 
 @pytest.mark.parametrize("kind", slid)
 def test_outside_the_window_is_zero(models, kind):
@@ -279,6 +284,34 @@ def test_foreign_prefixes(model):
     change = {2: lambda z, g: z}
     for runs in (prefixes(model, q), prefixes(model, p)[:-1], prefixes(model, p)+prefixes(model, p)[:1]):
         with pytest.raises(TaskError, match="other prompts"): run_variants(model, p, change, 1, runs=runs)
+
+def test_readouts_of_other_prompts(model):
+    "Heads are found by a readout of the same prompts and roles, or not at all"
+    put(model, False, None)
+    p = prompts_of(model, 4)
+    for r in (readout(model, prompts_of(model, 4, 9)), readout(model, p, ("S1", "IO", "S2")), readout(model, p, query="S2")):
+        with pytest.raises(TaskError, match="not one of these prompts"): find_heads(model, p, r=r)
+
+def test_odd_architectures(tmp_path):
+    "Wiring of the bridge's own is no hook of the user's; layers whose arguments belong to a batch, and logits that are scaled, run alone or are refused"
+    from transformers import BloomConfig, GraniteConfig, OPTConfig
+    v, size = len(tiny.tokenizer()), dict(bos_token_id=1, eos_token_id=2)
+    configs = [OPTConfig(vocab_size=v, hidden_size=48, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256, word_embed_proj_dim=48, pad_token_id=2, **size),
+               BloomConfig(vocab_size=v, hidden_size=48, n_layer=3, n_head=4, **size),
+               GraniteConfig(vocab_size=v, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, logits_scaling=3., **size)]
+    for i, config in enumerate(configs):
+        torch.manual_seed(i)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path/str(i))
+        tiny.tokenizer().save_pretrained(tmp_path/str(i))
+        m = load_model(str(tmp_path/str(i)), device="cpu", dtype=torch.float64)
+        p = prompts_of(m, 30)
+        p = p[p.groups()[0]]
+        close(Reruns(m, p).run(start_at_layer=2), readout(m, p, ()).logits, 1e-5)
+        try:
+            s = Suffix(m, 1)
+            got = s.logits(s.run(s.enter(p.tokens)))
+        except ModelError as e: assert i > 0 and ("one batch" in str(e) or "own logits" in str(e))
+        else: close(got[:, -1], readout(m, p, ()).logits, 1e-5)
 
 def test_unread_is_an_error(model, monkeypatch):
     "An observer that a pass never reaches is an error, not a row of zeros"
