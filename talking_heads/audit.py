@@ -86,8 +86,9 @@ def _final(model, tokens:Tensor)->Tensor: # (batch pos d_model)
     last = check_finite(run([("ln_final.hook_out",keep)]), model, "logits", run)
     check_finite(kept[0], model, "values of the residual stream", run)
     off = float((_unembed(model,kept[0][:,-1:])[:,0]-last).abs().max())
-    if not off<=1e-2*max(1.,float(last.abs().max())): raise ModelError("Logits of this architecture are not the unembedded output of its final norm "
-        f"(off by {off:.2g}), so its text cannot be audited.")
+    if not off<=1e-2*max(1.,float(last.abs().max())):
+        raise ModelError("Logits of this architecture are not the unembedded output of its final norm "
+            f"(off by {off:.2g}), so its text cannot be audited.")
     return kept[0].cpu()
 
 # %% ../nbs/audit.ipynb #c011

@@ -85,13 +85,15 @@ def other_heads(weights:AttentionWeights, # from `attention_weights`
         names += [f"{l}.{to[h.head]}.{i}" for n in s.names for h,i in [parse_component(n)] if h.layer==l]
     return subspace(weights,names)
 
-# %% ../nbs/forecast.ipynb #c011
-def _penalised(X, y, beta, P): return float(torch.nn.functional.softplus(X@beta).sum()-y@(X@beta)+(P@beta.square())/2)
-
+# %% ../nbs/forecast.ipynb #f010b
 def _numbers(x:Tensor, what:str)->Tensor:
     "`x`, or an error where comparisons would be made with what is no number"
     if x.isfinite().all(): return x
-    raise TaskError(f"Some {what} are NaN or infinite, and nothing can be ranked or fitted by them. Look where they come from.")
+    raise TaskError(f"Some {what} are NaN or infinite, and nothing can be ranked or fitted by them. Look where they "
+        "come from.")
+
+# %% ../nbs/forecast.ipynb #c011
+def _penalised(X, y, beta, P): return float(torch.nn.functional.softplus(X@beta).sum()-y@(X@beta)+(P@beta.square())/2)
 
 def newton(X:Tensor, # (n k) standardised columns
            y:Tensor, # (n) 1 for failure, 0 for success
@@ -100,7 +102,8 @@ def newton(X:Tensor, # (n k) standardised columns
     "Ridge logistic regression by Newton's method, each step halved until the loss falls"
     X = _numbers(X,"columns")
     P = torch.cat([torch.zeros(1),torch.as_tensor(ridge).expand(X.shape[1])]).double()
-    if bool((P[1:]<=0).any()): raise TalkingHeadsError(f"A ridge of {float(P[1:].min())} leaves separable data without a solution. Give a positive one.")
+    if bool((P[1:]<=0).any()): raise TalkingHeadsError(f"A ridge of {float(P[1:].min())} leaves separable data without "
+        "a solution. Give a positive one.")
     X,y = torch.cat([torch.ones(len(X),1).double(),X.double()],1),y.double()
     beta = torch.zeros(X.shape[1]).double()
     for _ in range(100):
@@ -124,8 +127,9 @@ class Forecaster:
         return (self.beta[0]+self.design(frame)@self.beta[1:]).sigmoid()
     def design(self, frame:pd.DataFrame)->Tensor: # (n k+sizes)
         "Standardised columns and one column for each length"
-        if new := sorted(set(frame.n_items)-set(self.sizes)): raise TaskError(f"Lists of {', '.join(map(str,new))} items were not among the training "
-            f"prompts ({', '.join(map(str,self.sizes))}). Train on the lengths you forecast.")
+        if new := sorted(set(frame.n_items)-set(self.sizes)):
+            raise TaskError(f"Lists of {', '.join(map(str,new))} items were not among the training prompts "
+                f"({', '.join(map(str,self.sizes))}). Train on the lengths you forecast.")
         X = _numbers(torch.tensor(frame[list(self.columns)].to_numpy(float)).double(),"columns")
         X = (X-self.mean)/self.scale
         return torch.cat([X,torch.tensor(frame.n_items.to_numpy())[:,None].eq(torch.tensor(self.sizes)).double()],1)
@@ -160,7 +164,8 @@ def _pairs(fail:Tensor, group)->Tensor: # (failed succeeded)
     codes = torch.zeros(len(fail)).long() if group is None else torch.tensor(pd.factorize(pd.Series(list(group)))[0])
     same = (codes[fail][:,None]==codes[~fail][None]).double()
     if same.any(): return same
-    raise TaskError("No group holds both a failure and a success, so there is no pair to compare. Choose other list lengths, or more prompts.")
+    raise TaskError("No group holds both a failure and a success, so there is no pair to compare. Choose other list "
+        "lengths, or more prompts.")
 
 def _wins(score:Tensor, fail:Tensor)->Tensor: # (failed succeeded) 1, .5 or 0
     "Does the failed prompt have the higher risk?"

@@ -138,8 +138,8 @@ def check_mode(model:TransformerBridge, # from `load_model`
     if not hf.training: return
     drops = {n for n,m in hf.named_modules() if isinstance(m,torch.nn.Dropout) and m.p>0}
     if getattr(hf.config,"attention_dropout",0): drops.add("attention_dropout") # no module stands for this one
-    if drops: raise ModelError(f"The model is in training mode with dropout ({min(drops)}), so every pass would differ. "
-        "Call model.eval() first.")
+    if drops: raise ModelError(f"The model is in training mode with dropout ({min(drops)}), so every pass would "
+        "differ. Call model.eval() first.")
 
 # %% ../nbs/01_hooks.ipynb #h019c
 def check_roles(prompts:Prompts, # that should have them
@@ -193,11 +193,11 @@ def check_finite(x:Tensor, # what a pass gave: logits, attention, losses
     if _finite(x): return x
     dtype,where = str(model.cfg.dtype).removeprefix("torch."),"" if again is None else _first_bad(model,again)
     place = f", first in {where}" if where else ""
-    if again is not None and not where: raise ModelError(f"Some {what} are NaN or infinite although every layer is finite: "
-        "they were never stored, or a hook wrote them. Please report this if no hook of yours is at work.")
+    if again is not None and not where: raise ModelError(f"Some {what} are NaN or infinite although every layer is "
+        "finite: they were never stored, or a hook wrote them. Please report this if no hook of yours is at work.")
     raise ModelError(f"Some {what} are NaN or infinite: in {dtype} values of this model stop being finite{place}. "
-        'Load it with dtype="bfloat16" or dtype="float32"; if it is loaded so, look for a hook, an edit or weights that '
-        "make them.")
+        'Load it with dtype="bfloat16" or dtype="float32"; if it is loaded so, look for a hook, an edit or weights '
+        "that make them.")
 
 def unread(model:TransformerBridge, # whose values will be stored
            *shape, # of the tensor
@@ -221,7 +221,8 @@ class Readout:
     scales:dict # "final" and "post.{layer}": (batch 1) scale of the final and of any post-attention norm, at END
     def __post_init__(self):
         if not all(_finite(x) for x in (self.logits,self.attention,self.z,*self.scales.values())):
-            raise ModelError("This readout has NaN or infinite values. Take it with readout, which says where they arise.")
+            raise ModelError("This readout has NaN or infinite values. Take it with readout, which says where they "
+                "arise.")
 
 # %% ../nbs/01_hooks.ipynb #c022
 def _last_logits(model)->dict:
@@ -330,8 +331,8 @@ def direct_logit_attribution(model:TransformerBridge, # from `load_model`
                             )->Tensor: # (batch layer head) in logits
     "How much each head's own write at END raises the answer over the mean distractor, norm scales held fixed"
     check_mode(model)
-    if r.query!="END": raise TaskError("Direct logit attribution needs what heads write at END; this readout's query is "
-        f"{r.query}.")
+    if r.query!="END":
+        raise TaskError(f"Direct logit attribution needs what heads write at END; this readout's query is {r.query}.")
     g,post,out = _answer_direction(model,r),_post_norms(model),[]
     for l,block in enumerate(model.blocks):
         gl = _pull_back(post[l], g, r.scales[f"post.{l}"].float()) if l in post else g
@@ -357,7 +358,8 @@ def ablation_hooks(model:TransformerBridge, # from `load_model`
     def silence(h:Head):
         def hook(z, hook):
             for role,pos in at.items():
-                if len(pos)!=len(z): raise HeadError(f"{len(pos)} positions of {role} for a batch of {len(z)}. Give one each.")
+                if len(pos)!=len(z):
+                    raise HeadError(f"{len(pos)} positions of {role} for a batch of {len(z)}. Give one each.")
                 z[torch.arange(len(z)),pos,h.head] = 0 if means is None else means[role][h.layer,h.head].to(z)
             return z
         return hook
@@ -467,9 +469,9 @@ def active_hooks(model:TransformerBridge, # from `load_model`
 def check_quiet(model:TransformerBridge, # from `load_model`
                )->None: # raises `ModelError`
     "Refuse a model with active hooks, where only some positions or layers are about to run"
-    if on := active_hooks(model): raise ModelError(f"The model carries hooks (on {on[0]}), and what follows runs END alone, or "
-        "some layers alone, where they would act otherwise than in a whole pass. Leave the block of model.hooks; hooks "
-        "may be passed to Reruns.run.")
+    if on := active_hooks(model): raise ModelError(f"The model carries hooks (on {on[0]}), and what follows runs END "
+        "alone, or some layers alone, where they would act otherwise than in a whole pass. Leave the block of "
+        "model.hooks; hooks may be passed to Reruns.run.")
 
 # %% ../nbs/01_hooks.ipynb #h052f
 def check_same(got:Tensor, # logits by a fast pass
@@ -480,7 +482,8 @@ def check_same(got:Tensor, # logits by a fast pass
     off,most = float((got-want).abs().max()),float(want.abs().max())
     eps = max(torch.finfo(x).eps for x in (want.dtype,torch.float32)) # a softmax may be in float32 in any model
     if not off<=eps**.5*most: raise ModelError(f"Running {what} does not give this model's own "
-        f"logits (off by {off:.2g} of {most:.2g}), so it cannot be studied that way. ablate and readout run whole prompts.")
+        f"logits (off by {off:.2g} of {most:.2g}), so it cannot be studied that way. ablate and readout run whole "
+        "prompts.")
 
 _tried = weakref.WeakKeyDictionary() # model to the lengths at which its cache was tried
 
@@ -571,8 +574,8 @@ def check_hooks(model:TransformerBridge, # from `load_model`
     for name in names:
         for n in [name] if isinstance(name,str) else [x for x in model.hook_dict if name(x)]:
             if not _passes(n,first,stop): raise HeadError(f"A run from layer {first} to "
-                f"{'the end' if stop is None else f'layer {stop}'} does not pass {n}, so a hook there would do nothing. "
-                "Start lower or stop later.")
+                f"{'the end' if stop is None else f'layer {stop}'} does not pass {n}, so a hook there would do "
+                "nothing. Start lower or stop later.")
 
 # %% ../nbs/01_hooks.ipynb #c059
 @contextmanager
@@ -612,8 +615,8 @@ def _check_fresh(self:Reruns):
     "Refuse to go on with a cache that belongs to a model as it was before"
     check_mode(self.model)
     check_quiet(self.model)
-    if fingerprint(self._parts)!=self._made_with: raise ModelError("The model's weights, or its hooks, were changed since this "
-        "cache of earlier positions was made, so a run would mix two models. Make Reruns (or prefixes) anew.")
+    if fingerprint(self._parts)!=self._made_with: raise ModelError("The model's weights, or its hooks, were changed "
+        "since this cache of earlier positions was made, so a run would mix two models. Make it anew.")
 
 @patch
 def _pass(self:Reruns, hooks:list, n:int=1, stop:int|None=None, first:int=0, grad:bool=False)->Tensor:
@@ -684,8 +687,8 @@ def _silence_each(means:Tensor, # (head d_head)
         return z.view(batch*n,1,n,-1)
     return hook
 
-def _without_each(runs:Reruns, layer:int, means:Tensor, observers:list, keys:Tensor)->Tensor: # (batch head observer role)
-    "The attention of observers above `layer` with each of its heads silenced in turn"
+def _without_each(runs:Reruns, layer:int, means:Tensor, observers:list, keys:Tensor)->Tensor:
+    "The attention (batch head observer role) of observers above `layer` with each of its heads silenced in turn"
     n,last = len(means),max(h.layer for h in observers)
     out = unread(runs.model,len(keys),n,len(observers),keys.shape[1])
     hooks = [(f"blocks.{layer}.attn.hook_z",_silence_each(means,len(keys)))]+observe_hooks(observers,keys,n,out)
@@ -706,7 +709,7 @@ def ablation_sweep(model:TransformerBridge, # from `load_model`
                    observers, # heads whose attention is watched
                    to=("IO","S1","S2"), # key roles
                    batch_size:int=64, # prompts in one batch, before variants
-                  )->Tensor: # (batch layer head observer role); an observer's layer and those above it leave it as it was
+                  )->Tensor: # (batch layer head observer role); heads in an observer's layer or above do not change it
     "The observers' attention from END with each head in turn mean-ablated at END"
     c,observers = model.cfg,_some_heads(model,observers)
     base,keys = readout(model,prompts,to),role_positions(prompts,to)
@@ -791,9 +794,9 @@ def path_patch(model:TransformerBridge, # from `load_model`
                receivers, # heads (KV heads in modes K and V), patched together
                mode:str="Q", # `"Q"`, `"K"` or `"V"`: which input of the receivers
                role:str="END", # where the message is sent and received
-               observers=None, # heads to watch; the receivers if None, which in modes K and V needs as many KV heads as heads
+               observers=None, # heads to watch; the receivers if None, where these are no KV heads of grouped queries
                to=("IO","S1","S2"), # key roles to read
-              )->tuple[Tensor,Tensor]: # attention (batch sender observer role) and logits (batch sender choice), answer first
+              )->tuple[Tensor,Tensor]: # attention (batch sender observer role); logits (batch sender choice)
     "Show the receivers, and nobody else, what each sender would have said on the corrupted prompt"
     senders,receivers = _check_paths(model,senders,receivers,mode)
     observers = _observers(model,receivers,mode,observers)
@@ -819,7 +822,8 @@ def _patch_group(model, prompts, messages, senders, receivers, mode, role, obser
 def _patch_whole(model, prompts, messages, senders, receivers, mode, role, observers, to)->tuple[Tensor,Tensor]:
     "The whole prompt runs in each variant"
     n,keys = len(senders),role_positions(prompts,to)
-    att,tokens = unread(model,len(prompts),n,len(observers),len(to)),prompts.tokens.repeat_interleave(n,0).to(model.cfg.device)
+    att = unread(model,len(prompts),n,len(observers),len(to))
+    tokens = prompts.tokens.repeat_interleave(n,0).to(model.cfg.device)
     hooks = _deliver(receivers,senders,messages,prompts.pos(role),mode)+observe_hooks(observers,keys,n,att)
     def run(more): return model.run_with_hooks(tokens, fwd_hooks=hooks+more, **_last_logits(model))[:,-1]
     logits = check_finite(run([]), model, "logits", run)

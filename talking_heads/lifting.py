@@ -150,7 +150,7 @@ def _with_cache(x, cache): return cache if isinstance(x,Cache) else x
 # %% ../nbs/lifting.ipynb #c016
 @patch
 @torch.no_grad()
-def _recorded(self:Suffix, tokens:Tensor, past)->tuple[dict,Tensor]: # layer to (args, kwargs), and logits (batch pos d_vocab)
+def _recorded(self:Suffix, tokens:Tensor, past)->tuple[dict,Tensor]: # layer to (args, kwargs); logits
     "Arguments with which the model calls each upper layer, beside the hidden states, and what comes out"
     got,handles = {},[]
     def first(l):
@@ -173,7 +173,8 @@ def enter(self:Suffix, tokens:Tensor, # (batch pos) of one length, no padding
     "What enters the first touched layer"
     check_mode(self.model)
     check_quiet(self.model)
-    if window is not None and window<1: raise TaskError(f"A window of {window} positions holds none. Choose at least 1.")
+    if window is not None and window<1:
+        raise TaskError(f"A window of {window} positions holds none. Choose at least 1.")
     T,cache,past = tokens.shape[1],None,None
     W = T if window is None else min(window,T)
     if W<T:
@@ -197,8 +198,8 @@ def _learn(self:Suffix, tokens:Tensor, W:int, resid:Tensor, cache):
     calls,want = self._recorded(tokens[:,-W:],past([0]))
     check_finite(want, self.model, "logits", lambda hooks: self._whole(tokens,hooks))
     try: got = self.logits(self._layers(Entry(resid.expand(2,-1,-1),calls,past([0,0]))))
-    except (RuntimeError,ValueError) as e: raise ModelError("The upper layers of this architecture take arguments that belong to one "
-        f"batch ({e}), so they cannot be run alone.") from e
+    except (RuntimeError,ValueError) as e: raise ModelError("The upper layers of this architecture take arguments that "
+        f"belong to one batch ({e}), so they cannot be run alone.") from e
     check_same(got, want.expand_as(got), "the upper layers alone")
     self._calls[tokens.shape[1],W] = calls
 
@@ -212,8 +213,8 @@ def run(self:Suffix, e:Entry, # from `enter`
     "The upper layers, with gradients where `added` has any"
     check_mode(self.model)
     check_hooks(self.model,[*active_hooks(self.model),*(f"blocks.{l}.attn" for l in added)],self.layer,stop)
-    if self._below()!=e.below: raise ModelError(f"Weights below layer {self.layer} were changed since these prompts entered "
-        "it. Enter them anew.")
+    if self._below()!=e.below: raise ModelError(f"Weights below layer {self.layer} were changed since these prompts "
+        "entered it. Enter them anew.")
     def again(hooks):
         with self.model.hooks(hooks): self._layers(e,added,rows)
     return check_finite(self._layers(e,added,rows,stop), self.model, "values of the residual stream", again)
@@ -455,7 +456,9 @@ def _losses(les:Lessons, add:dict, s:Settings, rng)->tuple[Tensor,Tensor,Tensor]
         task.append(_nll(les.suffix,new,l.answers[rows]).mean())
         at = rng.sample(range(new.shape[1]-1),min(3,new.shape[1]-1)) # a few words before the end
         text.append(_kl(les.suffix,l.ref[rows][:,at],new[:,at]).mean())
-    if s.contrast and les.contrasts: contrast = [_contrast_loss(les,l,add,some(l,s.per),s.end) for l in _draw(rng,les.contrasts,s.contrasts)]
+    if s.contrast and les.contrasts:
+        drawn = _draw(rng,les.contrasts,s.contrasts)
+        contrast = [_contrast_loss(les,l,add,some(l,s.per),s.end) for l in drawn]
     rows = some(les.text,s.windows)
     plain = _kl(les.suffix,les.text.ref[rows],les.suffix.run(les.text.entry,add,rows)).mean()
     mean = lambda v: torch.stack(v).mean()

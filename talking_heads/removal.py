@@ -41,7 +41,7 @@ def check_runs(model, # from `load_model`
     "Refuse prefix caches of other prompts, or of another model"
     numbers = sorted(i for g,_ in runs for i in g)
     if numbers!=list(range(len(prompts))) or any(r.model is not model or r.prompts!=prompts[g] for g,r in runs):
-        raise TaskError("These prefix caches belong to other prompts or to another model. Make them anew with prefixes.")
+        raise TaskError("These prefix caches belong to other prompts or to another model. Make them anew by prefixes.")
 
 # %% ../nbs/removal.ipynb #c007
 @torch.no_grad()
@@ -49,7 +49,7 @@ def run_variants(model, # from `load_model`
                  prompts:Prompts,
                  changes:dict, # layer to a function of z (batch variant head d_head) at END and of the prompts' numbers
                  n:int, # variants per prompt
-                 observers=(), # heads whose attention from END is kept; in the first changed layer and below it is intact
+                 observers=(), # heads whose attention from END is kept; intact in the first changed layer and below
                  to=("IO","S1","S2"), # key roles
                  logits:bool=True, # False stops after the last observer
                  rows:int=1536, # most variants in one batch, which bounds memory
@@ -178,8 +178,9 @@ def place_decoding(x:Tensor, # (n k) coordinates
                    place:Tensor, # (n) 0-based places
                    seed:int=0, # of the split
                   )->dict: # mean low high n of held-out decoding, and `separation`
-    "How well places can be told from coordinates: nearest mean on held-out prompts, and the smallest distance between places in spreads"
-    if not x.isfinite().all(): raise TaskError("Some coordinates are NaN or infinite, and no place can be told from them.")
+    "How well places can be told from coordinates: by the nearest mean on held-out prompts, and by distance in spreads"
+    if not x.isfinite().all():
+        raise TaskError("Some coordinates are NaN or infinite, and no place can be told from them.")
     g = torch.randperm(len(x),generator=torch.Generator().manual_seed(seed))
     train,test = g[:len(x)//2],g[len(x)//2:]
     kinds = place.unique()

@@ -182,7 +182,8 @@ def _reads_off(model, runs:Reruns, ids:Tensor)->bool:
     "Are logits such products and nothing more? Caps, biases and scales of some architectures make them more"
     whole = runs.run().gather(1,ids)
     with _no_unembedding(model): part = _product(model,runs.run()[:,None],ids)[:,0]
-    return float((whole-part).abs().max())<=max(torch.finfo(x).eps for x in (whole.dtype,torch.float32))**.5*float(whole.abs().max())
+    eps = max(torch.finfo(x).eps for x in (whole.dtype,torch.float32))
+    return float((whole-part).abs().max())<=eps**.5*float(whole.abs().max())
 
 # %% ../nbs/steering.ipynb #s016b
 def _item_logits(model, runs:Reruns, hooks:list, n:int, ids:Tensor, start:int)->Tensor: # (batch variant item)
@@ -281,8 +282,8 @@ def fit_attention(model, # from `load_model`
     N,_ = _items(prompts)
     J,unit = attention_response(model,prompts,s,observers,runs)
     A = J.flatten(1).T.double() # (observer*N, k)
-    if not bool(A.any()): raise HeadError("None of these observers hears the heads that are to be steered: all stand in "
-        "their layers or below. Name heads of later layers.")
+    if not bool(A.any()): raise HeadError("None of these observers hears the heads that are to be steered: all stand "
+        "in their layers or below. Name heads of later layers.")
     want = gain*(torch.eye(N)-1/N).double()[:,None].expand(-1,J.shape[1],-1).flatten(1) # (N, observer*N)
     x = torch.linalg.solve(A.T@A+ridge*float(A.square().sum()/A.shape[1])*torch.eye(len(s)).double(),A.T@want.T).T
     return natural(model,prompts,s,runs).mean(0)+(x.float()*unit)
