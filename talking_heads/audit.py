@@ -79,11 +79,16 @@ def _unembed(model, x:Tensor)->Tensor: # (... d_model) to (... d_vocab)
 @torch.no_grad()
 def _final(model, tokens:Tensor)->Tensor: # (batch pos d_model)
     "What the unembedding reads; raises `ModelError` where unembedding it does not give the model's logits"
-    kept = []
-    last = model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=[("ln_final.hook_out",lambda x,hook: kept.append(x))], **_last_logits(model))[:,-1]
+    check_mode(model)
+    kept,tokens = [],tokens.to(model.cfg.device)
+    def keep(x, hook): kept.append(x)
+    def run(hooks): return model.run_with_hooks(tokens, fwd_hooks=hooks, **_last_logits(model))[:,-1]
+    last = check_finite(run([("ln_final.hook_out",keep)]), model, "logits", run)
+    check_finite(kept[0], model, "values of the residual stream", run)
     off = float((_unembed(model,kept[0][:,-1:])[:,0]-last).abs().max())
-    if not off<=1e-2*max(1.,float(last.abs().max())): raise ModelError("Logits of this architecture are not the unembedded output of its final norm "
-        f"(off by {off:.2g}), so its text cannot be audited.")
+    if not off<=1e-2*max(1.,float(last.abs().max())):
+        raise ModelError("Logits of this architecture are not the unembedded output of its final norm "
+            f"(off by {off:.2g}), so its text cannot be audited.")
     return kept[0].cpu()
 
 # %% ../nbs/audit.ipynb #c011

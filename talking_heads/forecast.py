@@ -85,6 +85,13 @@ def other_heads(weights:AttentionWeights, # from `attention_weights`
         names += [f"{l}.{to[h.head]}.{i}" for n in s.names for h,i in [parse_component(n)] if h.layer==l]
     return subspace(weights,names)
 
+# %% ../nbs/forecast.ipynb #f010b
+def _numbers(x:Tensor, what:str)->Tensor:
+    "`x`, or an error where comparisons would be made with what is no number"
+    if x.isfinite().all(): return x
+    raise TaskError(f"Some {what} are NaN or infinite, and nothing can be ranked or fitted by them. Look where they "
+        "come from.")
+
 # %% ../nbs/forecast.ipynb #c011
 def _penalised(X, y, beta, P): return float(torch.nn.functional.softplus(X@beta).sum()-y@(X@beta)+(P@beta.square())/2)
 
@@ -93,8 +100,10 @@ def newton(X:Tensor, # (n k) standardised columns
            ridge=10., # penalty on squared weights, one or (k); the intercept is free
           )->Tensor: # (1+k) intercept and weights, in double precision
     "Ridge logistic regression by Newton's method, each step halved until the loss falls"
+    X = _numbers(X,"columns")
     P = torch.cat([torch.zeros(1),torch.as_tensor(ridge).expand(X.shape[1])]).double()
-    if bool((P[1:]<=0).any()): raise TalkingHeadsError(f"A ridge of {float(P[1:].min())} leaves separable data without a solution. Give a positive one.")
+    if bool((P[1:]<=0).any()): raise TalkingHeadsError(f"A ridge of {float(P[1:].min())} leaves separable data without "
+        "a solution. Give a positive one.")
     X,y = torch.cat([torch.ones(len(X),1).double(),X.double()],1),y.double()
     beta = torch.zeros(X.shape[1]).double()
     for _ in range(100):
@@ -118,9 +127,11 @@ class Forecaster:
         return (self.beta[0]+self.design(frame)@self.beta[1:]).sigmoid()
     def design(self, frame:pd.DataFrame)->Tensor: # (n k+sizes)
         "Standardised columns and one column for each length"
-        if new := sorted(set(frame.n_items)-set(self.sizes)): raise TaskError(f"Lists of {', '.join(map(str,new))} items were not among the training "
-            f"prompts ({', '.join(map(str,self.sizes))}). Train on the lengths you forecast.")
-        X = (torch.tensor(frame[list(self.columns)].to_numpy(float)).double()-self.mean)/self.scale
+        if new := sorted(set(frame.n_items)-set(self.sizes)):
+            raise TaskError(f"Lists of {', '.join(map(str,new))} items were not among the training prompts "
+                f"({', '.join(map(str,self.sizes))}). Train on the lengths you forecast.")
+        X = _numbers(torch.tensor(frame[list(self.columns)].to_numpy(float)).double(),"columns")
+        X = (X-self.mean)/self.scale
         return torch.cat([X,torch.tensor(frame.n_items.to_numpy())[:,None].eq(torch.tensor(self.sizes)).double()],1)
 
 # %% ../nbs/forecast.ipynb #c013
@@ -133,7 +144,7 @@ def fit_forecaster(frame:pd.DataFrame, # training prompts from `forecast_frame`
     "Learn to forecast failures"
     y = torch.tensor(frame.fail.to_numpy(bool)) if fail is None else fail
     _both_kinds(y,"training")
-    X = torch.tensor(frame[list(columns)].to_numpy(float)).double()
+    X = _numbers(torch.tensor(frame[list(columns)].to_numpy(float)).double(),"columns")
     scale = (X-X.mean(0)).square().mean(0).sqrt().clamp_min(1e-9)
     f = Forecaster(tuple(columns),tuple(sorted(set(frame.n_items.tolist()))),X.mean(0),scale,None)
     penalty = torch.tensor([ridge]*len(columns)+[lengths]*len(f.sizes))
@@ -153,10 +164,12 @@ def _pairs(fail:Tensor, group)->Tensor: # (failed succeeded)
     codes = torch.zeros(len(fail)).long() if group is None else torch.tensor(pd.factorize(pd.Series(list(group)))[0])
     same = (codes[fail][:,None]==codes[~fail][None]).double()
     if same.any(): return same
-    raise TaskError("No group holds both a failure and a success, so there is no pair to compare. Choose other list lengths, or more prompts.")
+    raise TaskError("No group holds both a failure and a success, so there is no pair to compare. Choose other list "
+        "lengths, or more prompts.")
 
 def _wins(score:Tensor, fail:Tensor)->Tensor: # (failed succeeded) 1, .5 or 0
     "Does the failed prompt have the higher risk?"
+    score = _numbers(score,"forecasts")
     a,b = score[fail][:,None],score[~fail][None]
     return (a>b).double()+(a==b).double()/2
 

@@ -24,7 +24,6 @@ from transformers import Cache
 from transformer_lens.utilities.statistics import derive_generator
 from .data import *
 from .hooks import *
-from .hooks import _last_logits
 from .svd import *
 from .interventions import *
 from .evaluation import interval
@@ -116,6 +115,7 @@ class Entry:
     resid:Tensor # (batch pos d_model)
     calls:dict # layer to the arguments of its call
     cache:object # keys and values of positions before the window, None where the window is everything
+    below:tuple=() # `fingerprint` of the layers that it came from
     def __len__(self): return len(self.resid)
 
 # %% ../nbs/lifting.ipynb #c014
@@ -124,8 +124,12 @@ class Suffix:
     def __init__(self, model, # from `load_model`
                  layer:int, # first layer that an edit may touch
                 ):
-        if not 0<=layer<model.cfg.n_layers: raise HeadError(f"Layer {layer} does not exist: the model has layers 0 to {model.cfg.n_layers-1}.")
+        if not 0<=layer<model.cfg.n_layers:
+            raise HeadError(f"Layer {layer} does not exist: choose one from 0 to {model.cfg.n_layers-1}.")
         self.model,self.layer,self._calls = model,layer,{}
+        self._lower = parts_of(model,range(layer,model.cfg.n_layers))
+
+    def _below(self)->tuple: return fingerprint(self._lower)
 
     def _forward(self, tokens, past=None, **kw):
         "Residual stream entering `layer`, run by the model itself"
@@ -146,15 +150,19 @@ def _with_cache(x, cache): return cache if isinstance(x,Cache) else x
 # %% ../nbs/lifting.ipynb #c016
 @patch
 @torch.no_grad()
-def _recorded(self:Suffix, tokens:Tensor, past)->dict: # layer to (args, kwargs)
-    "Arguments with which the model calls each upper layer, beside the hidden states"
-    got,handles,first = {},[],lambda l: lambda m,a,k: got.__setitem__(l,(a[1:],dict(k)))
-    for l in range(self.layer,self.model.cfg.n_layers):
-        handles.append(self.model.blocks[l].register_forward_pre_hook(first(l),with_kwargs=True))
-    try: self._forward(tokens,past)
+def _recorded(self:Suffix, tokens:Tensor, past)->tuple[dict,Tensor]: # layer to (args, kwargs); logits
+    "Arguments with which the model calls each upper layer, beside the hidden states, and what comes out"
+    got,handles = {},[]
+    def first(l):
+        def hook(m, args, kw): got[l] = args[1:],dict(kw)
+        return hook
+    try:
+        for l in range(self.layer,self.model.cfg.n_layers):
+            handles.append(self.model.blocks[l].register_forward_pre_hook(first(l),with_kwargs=True))
+        logits = self._forward(tokens,past)
     finally:
         for h in handles: h.remove()
-    return got
+    return got,logits
 
 # %% ../nbs/lifting.ipynb #c017
 @patch
@@ -163,30 +171,68 @@ def enter(self:Suffix, tokens:Tensor, # (batch pos) of one length, no padding
           window:int|None=None, # last positions on which the edit shall act; None for all
          )->Entry:
     "What enters the first touched layer"
+    check_mode(self.model)
+    check_quiet(self.model)
+    if window is not None and window<1:
+        raise TaskError(f"A window of {window} positions holds none. Choose at least 1.")
     T,cache,past = tokens.shape[1],None,None
     W = T if window is None else min(window,T)
     if W<T:
-        cache = self.model(tokens[:,:-W].to(self.model.cfg.device), return_type="logits_and_cache", use_cache=True, **_last_logits(self.model))[1]
+        cache = prefix_cache(self.model,tokens[:,:-W].to(self.model.cfg.device))
         past = _fresh(cache)
     resid = self._forward(tokens[:,-W:],past,stop_at_layer=self.layer)
-    if (T,W) not in self._calls: self._calls[T,W] = self._recorded(tokens[:1,-W:], None if cache is None else _fresh(cache,[0]))
-    return Entry(resid, self._calls[T,W], cache)
+    check_finite(resid, self.model, "values of the residual stream", lambda h: self._whole(tokens,h))
+    if (T,W) not in self._calls: self._learn(tokens[:1],W,resid[:1],cache)
+    return Entry(resid, self._calls[T,W], cache, self._below())
+
+# %% ../nbs/lifting.ipynb #l017b
+@patch
+def _whole(self:Suffix, tokens:Tensor, hooks:list):
+    "A whole pass under hooks"
+    return self.model.run_with_hooks(tokens.to(self.model.cfg.device), fwd_hooks=hooks)
+
+@patch
+def _learn(self:Suffix, tokens:Tensor, W:int, resid:Tensor, cache):
+    "Record the calls for prompts of this shape; `ModelError` where they do not give two prompts the model's own logits"
+    past = lambda rows: None if cache is None else _fresh(cache,rows)
+    calls,want = self._recorded(tokens[:,-W:],past([0]))
+    check_finite(want, self.model, "logits", lambda hooks: self._whole(tokens,hooks))
+    try: got = self.logits(self._layers(Entry(resid.expand(2,-1,-1),calls,past([0,0]))))
+    except (RuntimeError,ValueError) as e: raise ModelError("The upper layers of this architecture take arguments that "
+        f"belong to one batch ({e}), so they cannot be run alone.") from e
+    check_same(got, want.expand_as(got), "the upper layers alone")
+    self._calls[tokens.shape[1],W] = calls
 
 # %% ../nbs/lifting.ipynb #c018
 @patch
 def run(self:Suffix, e:Entry, # from `enter`
-        added:dict={}, # layer to a function: (batch pos head*d_head) values to (batch pos d_model), added to the attention output
+        added:dict={}, # layer to what is added to its attention output, a function of (batch pos head*d_head) values
         rows=None, # some of the prompts; None for all
         stop:int|None=None, # return the residual stream entering this layer
        )->Tensor: # (batch pos d_model): what the unembedding reads
     "The upper layers, with gradients where `added` has any"
+    check_mode(self.model)
+    check_hooks(self.model,[*active_hooks(self.model),*(f"blocks.{l}.attn" for l in added)],self.layer,stop)
+    if self._below()!=e.below: raise ModelError(f"Weights below layer {self.layer} were changed since these prompts "
+        "entered it. Enter them anew.")
+    def again(hooks):
+        with self.model.hooks(hooks): self._layers(e,added,rows)
+    return check_finite(self._layers(e,added,rows,stop), self.model, "values of the residual stream", again)
+
+# %% ../nbs/lifting.ipynb #l018b
+@patch
+def _layers(self:Suffix, e:Entry, added:dict={}, rows=None, stop:int|None=None)->Tensor:
+    "`run` without its checks"
     x,cache,handles = e.resid if rows is None else e.resid[rows],None if e.cache is None else _fresh(e.cache,rows),[]
-    add = lambda f: lambda m,a,out: out+f(a[0])
+    def add(f):
+        def hook(m, args, out): return out+f(args[0])
+        return hook
     try:
         for l,f in added.items(): handles.append(self.model.blocks[l].attn.o.register_forward_hook(add(f)))
         for l in range(self.layer,self.model.cfg.n_layers if stop is None else stop):
             a,k = e.calls[l]
-            x = self.model.blocks[l](x,*(_with_cache(v,cache) for v in a),**{n:_with_cache(v,cache) for n,v in k.items()})
+            k = {n:_with_cache(v,cache) for n,v in k.items()}
+            x = self.model.blocks[l](x,*(_with_cache(v,cache) for v in a),**k)
             x = x[0] if isinstance(x,tuple) else x
     finally:
         for h in handles: h.remove()
@@ -199,7 +245,7 @@ def logits(self:Suffix, final:Tensor, # (... d_model) from `run`
     "What the unembedding makes of it"
     y,config = self.model.unembed(final),self.model.original_model.config
     cap = getattr(getattr(config,"text_config",config),"final_logit_softcapping",None)
-    return cap*(y/cap).tanh() if cap else y
+    return check_finite(cap*(y/cap).tanh() if cap else y, self.model, "logits")
 
 # %% ../nbs/lifting.ipynb #c020
 def added(model, # from `load_model`
@@ -304,20 +350,21 @@ def task_gradient(les:Lessons,
                   per:int=16, # most prompts of each lesson
                  )->Tensor: # (n) nats per unit of each knob
     "Gradient of the lists' mean loss at no edit"
-    f,out = added(les.suffix.model,knobs),torch.zeros(len(knobs))
+    f,out = added(les.suffix.model,knobs),torch.zeros(len(knobs),dtype=torch.float32)
     for l in progress(les.lists,"task gradient"):
-        x = torch.zeros(len(knobs),requires_grad=True)
+        x = torch.zeros(len(knobs),dtype=torch.float32,requires_grad=True)
         rows = list(range(min(per,len(l))))
-        out += torch.autograd.grad(_nll(les.suffix,les.suffix.run(l.entry,f(x),rows),l.answers[rows]).mean(),x)[0]/len(les.lists)
+        loss = _nll(les.suffix,les.suffix.run(l.entry,f(x),rows),l.answers[rows]).mean()
+        out += torch.autograd.grad(loss,x)[0]/len(les.lists)
     return out
 
 # %% ../nbs/lifting.ipynb #c032
 def _fisher(les:Lessons, f, k:int, n:int, seed:int)->Tensor: # (k) for what `f` makes of (batch k)
     "Fisher information of the numbers that `f` turns into additions"
     s,g = les.suffix,derive_generator(seed,"fisher")
-    out,n = torch.zeros(k),min(n,len(les.text))
+    out,n = torch.zeros(k,dtype=torch.float32),min(n,len(les.text))
     for rows in progress(torch.arange(n).split(4),"Fisher information"):
-        x = torch.zeros(len(rows),k,requires_grad=True) # one copy per window, so that gradients come per window
+        x = torch.zeros(len(rows),k,dtype=torch.float32,requires_grad=True) # one copy per window, for its gradient
         log = s.logits(s.run(les.text.entry,f(x),rows)).float().log_softmax(-1).flatten(0,1)
         y = torch.multinomial(log.detach().exp().cpu(),1,generator=g).to(log.device)
         out += torch.autograd.grad(log.gather(1,y).sum(),x)[0].square().sum(0)
@@ -401,7 +448,7 @@ def _draw(rng, lessons:tuple, k:int)->list:
 # %% ../nbs/lifting.ipynb #c037b
 def _losses(les:Lessons, add:dict, s:Settings, rng)->tuple[Tensor,Tensor,Tensor]: # task, text, contrast
     "The three losses of one step"
-    task,text,contrast = [],[],[torch.zeros(())]
+    task,text,contrast = [],[],[torch.zeros((),dtype=torch.float32)]
     some = lambda l,k: rng.sample(range(len(l)),min(k,len(l)))
     for l in _draw(rng,les.lists,s.lists):
         rows = some(l,s.per)
@@ -409,7 +456,9 @@ def _losses(les:Lessons, add:dict, s:Settings, rng)->tuple[Tensor,Tensor,Tensor]
         task.append(_nll(les.suffix,new,l.answers[rows]).mean())
         at = rng.sample(range(new.shape[1]-1),min(3,new.shape[1]-1)) # a few words before the end
         text.append(_kl(les.suffix,l.ref[rows][:,at],new[:,at]).mean())
-    if s.contrast and les.contrasts: contrast = [_contrast_loss(les,l,add,some(l,s.per),s.end) for l in _draw(rng,les.contrasts,s.contrasts)]
+    if s.contrast and les.contrasts:
+        drawn = _draw(rng,les.contrasts,s.contrasts)
+        contrast = [_contrast_loss(les,l,add,some(l,s.per),s.end) for l in drawn]
     rows = some(les.text,s.windows)
     plain = _kl(les.suffix,les.text.ref[rows],les.suffix.run(les.text.entry,add,rows)).mean()
     mean = lambda v: torch.stack(v).mean()
@@ -466,7 +515,7 @@ def _fit(les:Lessons, choice, u:Tensor, budget:float, n:int=32)->float:
 @patch
 def start(self:Choice, seed:int=0)->Tensor:
     "Nothing changed yet; in units of each knob's step"
-    return torch.zeros(len(self.knobs),requires_grad=True)
+    return torch.zeros(len(self.knobs),dtype=torch.float32,requires_grad=True)
 
 @patch
 def learned(self:Choice, u:Tensor)->Tensor:
@@ -614,7 +663,8 @@ class Rank1:
     write:Tensor # (d_model) unit vector
     step:float # one unit of training along `write` moves this much
 
-    def start(self, seed:int=0)->Tensor: return torch.zeros(len(self.read)+len(self.write),requires_grad=True)
+    def start(self, seed:int=0)->Tensor:
+        return torch.zeros(len(self.read)+len(self.write),dtype=torch.float32,requires_grad=True)
     def learned(self, u:Tensor)->Tensor: return u
     def _parts(self, u:Tensor)->tuple[Tensor,Tensor]:
         a,b = u.split([len(self.read),len(self.write)])
@@ -646,7 +696,7 @@ def rank1(les:Lessons,
          )->Rank1:
     "The best first step of a rank-1 change of one layer"
     c,s = les.suffix.model.cfg,les.suffix
-    D = torch.zeros(c.n_heads*c.d_head,c.d_model,requires_grad=True)
+    D = torch.zeros(c.n_heads*c.d_head,c.d_model,dtype=torch.float32,requires_grad=True)
     add,G = {layer:lambda z: z.reshape(*z.shape[:2],-1)@D.to(z)},torch.zeros_like(D)
     for l in progress(les.lists,"gradient of W_O"):
         rows = list(range(min(2,len(l))))

@@ -186,8 +186,11 @@ def preference(prompts:Prompts, # of one list length
                logits:Tensor, # (batch d_vocab) at END
               )->pd.DataFrame: # the prompts' info plus share, chosen, p_unmentioned, p_items, p_right
     "How much a model favours the item left over, one row per prompt"
+    if not logits.isfinite().all(): raise ModelError("Some logits are NaN or infinite, so no preference can be read. "
+        'In float16 values may overflow: load the model with dtype="bfloat16" or dtype="float32".')
     p,at = logits.double().cpu().softmax(-1).gather(1,item_ids(prompts)),left_over(prompts)[:,None]
     own,total = p.gather(1,at)[:,0],p.sum(-1)
     right = torch.tensor([[w in q.info["right"].split(",") for w in q.info["items"].split(",")] for q in prompts])
-    return prompts.frame().drop(columns="text").assign(share=(own/total).numpy(), chosen=(p.argmax(-1)==at[:,0]).numpy(),
+    chosen = (p.argmax(-1)==at[:,0]).numpy()
+    return prompts.frame().drop(columns="text").assign(share=(own/total).numpy(), chosen=chosen,
         p_unmentioned=own.numpy(), p_items=total.numpy(), p_right=(p*right).sum(-1).numpy())

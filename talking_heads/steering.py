@@ -98,12 +98,20 @@ def natural(model, # from `load_model`
             runs:list|None=None, # from `prefixes` of the same prompts
            )->Tensor: # (batch k)
     "Coordinates that the model itself writes at END"
-    if runs is None: z = readout(model,prompts,()).z
-    else:
-        z = torch.zeros(len(prompts),model.cfg.n_layers,model.cfg.n_heads,model.cfg.d_head)
-        def keep(l,g): return lambda x,hook: z.__setitem__((g,l),x[:,-1].float().cpu())
-        for g,r in runs: r.run([(f"blocks.{h.layer}.attn.hook_z",keep(h.layer,g)) for h in s.heads],start_at_layer=s.first)
-    return torch.cat([coordinates(z,model,V,h) for h,V in zip(s.heads,s.V)],-1)
+    z = readout(model,prompts,()).z if runs is None else _values_at_end(model,prompts,s,runs)
+    return check_finite(torch.cat([coordinates(z,model,V,h) for h,V in zip(s.heads,s.V)],-1), model, "coordinates")
+
+def _values_at_end(model, prompts:Prompts, s:Subspace, runs:list)->Tensor: # (batch layer head d_head)
+    "Values of the heads of `s`, by the prefix caches; NaN in all other layers"
+    c = model.cfg
+    check_runs(model,prompts,runs)
+    z = unread(model,len(prompts),c.n_layers,c.n_heads,c.d_head,dtype=torch.float32)
+    def keep(l, g):
+        def hook(x, hook): z[g,l] = x[:,-1].float().cpu()
+        return f"blocks.{l}.attn.hook_z",hook
+    layers = {h.layer for h in s.heads}
+    for g,r in runs: r.run([keep(l,g) for l in layers], stop_at_layer=1+max(layers), start_at_layer=s.first)
+    return z
 
 # %% ../nbs/steering.ipynb #c012
 def _items(prompts:Prompts)->tuple[int,Tensor]: # N, (batch N) token ids in list order
@@ -156,25 +164,45 @@ def steering_scores(frame:pd.DataFrame, # from `steer`
 def _no_unembedding(model):
     "Inside the block the model returns what enters the unembedding"
     unembed = model.unembed.original_component
+    was = unembed.__dict__.get("forward")
+    def hand_on(x, *args, **kw): return x
     try:
-        unembed.forward = lambda x,*args,**kw: x
+        unembed.forward = hand_on
         yield
-    finally: unembed.__dict__.pop("forward",None)
+    finally:
+        if was is None: unembed.__dict__.pop("forward",None)
+        else: unembed.forward = was
 
+def _product(model, x:Tensor, ids:Tensor)->Tensor: # (batch variant item)
+    "What `x` (batch variant d_model), which enters the unembedding, has in common with the directions of some tokens"
+    return torch.einsum("bnd,bid->bni",x,model.W_U.detach().T[ids])
+
+@torch.no_grad()
+def _reads_off(model, runs:Reruns, ids:Tensor)->bool:
+    "Are logits such products and nothing more? Caps, biases and scales of some architectures make them more"
+    whole = runs.run().gather(1,ids)
+    with _no_unembedding(model): part = _product(model,runs.run()[:,None],ids)[:,0]
+    eps = max(torch.finfo(x).eps for x in (whole.dtype,torch.float32))
+    return float((whole-part).abs().max())<=eps**.5*float(whole.abs().max())
+
+# %% ../nbs/steering.ipynb #s016b
 def _item_logits(model, runs:Reruns, hooks:list, n:int, ids:Tensor, start:int)->Tensor: # (batch variant item)
     "Logits of the items alone, with gradients"
     ids = ids.to(model.cfg.device)
-    if getattr(model.original_model.config,"final_logit_softcapping",None): # not linear in what enters the unembedding
-        return runs.run(hooks,n,start_at_layer=start,grad=True).view(len(ids),n,-1).gather(2,ids[:,None].expand(-1,n,-1))
+    if not hasattr(runs,"reads_off"): runs.reads_off = _reads_off(model,runs,ids)
+    if not runs.reads_off:
+        out = runs.run(hooks,n,start_at_layer=start,grad=True).view(len(ids),n,-1)
+        return out.gather(2,ids[:,None].expand(-1,n,-1))
     with _no_unembedding(model): x = runs.run(hooks,n,start_at_layer=start,grad=True).view(len(ids),n,-1)
-    W = model.W_U.detach().T[ids] # (batch item d_model)
-    return torch.einsum("bnd,bid->bni",x,W)
+    return check_finite(_product(model,x,ids), model, "logits")
 
 # %% ../nbs/steering.ipynb #c017
 def _end_hooks(changes:dict, g:list, n:int)->list:
     "Hooks that keep gradients"
-    def hook(f): return lambda z,hook: f(z.view(len(g),n,*z.shape[-2:]).clone(),g).view(z.shape)
-    return [(f"blocks.{l}.attn.hook_z",hook(f)) for l,f in changes.items()]
+    def change_by(f):
+        def hook(z, hook): return f(z.view(len(g),n,*z.shape[-2:]).clone(),g).view(z.shape)
+        return hook
+    return [(f"blocks.{l}.attn.hook_z",change_by(f)) for l,f in changes.items()]
 
 def _start(c:Tensor, place:Tensor, N:int, stretch:float)->Tensor: # (N k)
     "The model's own mean for each place, stretched away from the overall mean"
@@ -195,16 +223,18 @@ def fit_gradient(model, # from `load_model`
     runs = runs or prefixes(model,prompts,size)
     c,place = natural(model,prompts,s,runs),torch.tensor([p.info["position"]-1 for p in prompts])
     start,unit = _start(c,place,N,3.),c.std(0).clamp_min(.3*float(c.std(0).mean()))
-    x,g = torch.zeros(N,len(s),requires_grad=True),torch.Generator().manual_seed(seed)
+    x,g = torch.zeros(N,len(s),dtype=torch.float32,requires_grad=True),torch.Generator().manual_seed(seed)
     opt = torch.optim.Adam([x],lr=1.)
     for i in progress(range(steps),"fitting coordinates"):
         b,r = runs[int(torch.randint(len(runs),(),generator=g))]
         opt.param_groups[0]["lr"] = 1-i/steps
         hooks = _end_hooks(_setting(model,s,lambda g: (start+x*unit)[None]),b,N)
         out = _item_logits(model,r,hooks,N,ids[b],s.first)
-        loss = torch.nn.functional.cross_entropy(out.flatten(0,1),torch.arange(N,device=out.device).repeat(len(b)))
-        opt.zero_grad(); loss.backward(); opt.step()
-    return (start+x.detach()*unit)
+        target = torch.arange(N,device=out.device).repeat(len(b))
+        loss = torch.nn.functional.cross_entropy(out.flatten(0,1),target)
+        x.grad, = torch.autograd.grad(loss,[x])
+        opt.step()
+    return check_finite(start+x.detach()*unit, model, "fitted coordinates")
 
 # %% ../nbs/steering.ipynb #c022
 def choose_components(model, # from `load_model`
@@ -252,6 +282,8 @@ def fit_attention(model, # from `load_model`
     N,_ = _items(prompts)
     J,unit = attention_response(model,prompts,s,observers,runs)
     A = J.flatten(1).T.double() # (observer*N, k)
+    if not bool(A.any()): raise HeadError("None of these observers hears the heads that are to be steered: all stand "
+        "in their layers or below. Name heads of later layers.")
     want = gain*(torch.eye(N)-1/N).double()[:,None].expand(-1,J.shape[1],-1).flatten(1) # (N, observer*N)
     x = torch.linalg.solve(A.T@A+ridge*float(A.square().sum()/A.shape[1])*torch.eye(len(s)).double(),A.T@want.T).T
     return natural(model,prompts,s,runs).mean(0)+(x.float()*unit)

@@ -181,7 +181,7 @@ def answers_after(model, # from `load_model`
     def hook(z, hook):
         z[:,-1,heads] = cache[name][:,-1,heads]
         return z
-    return model.run_with_hooks(tokens,fwd_hooks=[(name,hook)])[:,-1].argmax(-1)
+    return check_finite(model.run_with_hooks(tokens,fwd_hooks=[(name,hook)])[:,-1],model,"logits").argmax(-1)
 
 # %% ../nbs/toy_position.ipynb #c037
 def changed(model, # from `load_model`
