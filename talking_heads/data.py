@@ -263,7 +263,7 @@ def _check_next(tokenizer, drafts:list, ids:list):
     asked = {}
     for i,d in enumerate(drafts):
         asked[d.text,d.answer] = i,d.answer
-        for w in d.distractors: asked.setdefault((_ending(d),w),(i,w)) # many prompts end alike
+        for w in d.distractors: asked.setdefault((_ending(d),w,d.ids[w]),(i,w)) # many prompts end alike
     longer = tokenizer([f"{drafts[i].text} {w}" for i,w in asked.values()], add_special_tokens=False)["input_ids"]
     for (i,w),got in zip(asked.values(),longer):
         if list(got)!=[*ids[i],drafts[i].ids[w]]: raise _not_next(tokenizer,drafts[i],w,list(ids[i]),list(got))

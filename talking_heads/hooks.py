@@ -188,13 +188,17 @@ def _read_group(model, tokens:Tensor, query:Tensor, keys:Tensor)->dict:
     return dict(logits=logits[:,-1].cpu(), attention=out["attention"].cpu(), z=out["z"].cpu(), scales={k:v.cpu() for k,v in out["scales"].items()})
 
 # %% ../nbs/01_hooks.ipynb #c032
-def choice_logits(r:Readout)->Tensor: # (batch 1+distractors), the answer first
-    "Logits of the answer and of the distractors; all prompts must have the same number of distractors"
-    ids = torch.tensor([(p.answer_id,)+p.distractor_ids for p in r.prompts])
-    return r.logits.gather(1,ids)
+def choice_logits(r:Readout)->Tensor: # (batch 1+most), the answer first; -inf where a prompt has fewer distractors
+    "Logits of the answer and of the distractors"
+    return _choices(r.logits,r.prompts.choice_ids)
 
-def logit_diff(r:Readout)->Tensor: # (batch) logits
+def _choices(logits:Tensor, ids:Tensor)->Tensor: # (batch d_vocab), (batch choice) with -1 for none
+    return logits.gather(1,ids.clamp_min(0)).masked_fill(ids<0,-float("inf"))
+
+def logit_diff(r:Readout)->Tensor: # (batch) logits; raises `TaskError` for a prompt without distractors
     "Logit of the answer minus that of the strongest distractor"
+    if alone := [p for p in r.prompts if not p.distractor_ids]:
+        raise TaskError(f"{alone[0].text!r} has no distractors, so its answer can be ahead of nothing. Give each prompt at least one.")
     c = choice_logits(r)
     return c[:,0]-c[:,1:].max(-1).values
 
@@ -465,17 +469,17 @@ def path_patch(model:TransformerBridge, # from `load_model`
     "Show the receivers, and nobody else, what each sender would have said on the corrupted prompt"
     senders,receivers = _check_paths(model,senders,receivers,mode)
     observers = _observers(model,receivers,mode,observers)
-    messages = _messages(model,prompts,corrupted,senders,role)
+    messages,choices = _messages(model,prompts,corrupted,senders,role),prompts.choice_ids
     how,order,parts = (senders,receivers,mode,role,observers,to),[],[]
     with split_inputs(model):
         for g in prompts.groups(16):
-            parts.append(_patch_group(model, prompts[g], messages[g], *how))
+            parts.append(_patch_group(model, prompts[g], choices[g], messages[g], *how))
             order += g
     back = torch.tensor(order).argsort()
     return tuple(torch.cat(x)[back] for x in zip(*parts))
 
 # %% ../nbs/01_hooks.ipynb #c076
-def _patch_group(model, prompts, messages, senders, receivers, mode, role, observers, to)->tuple[Tensor,Tensor]:
+def _patch_group(model, prompts, choices, messages, senders, receivers, mode, role, observers, to)->tuple[Tensor,Tensor]:
     "`path_patch` for prompts of one length: only END where both ends are there, else the whole prompt"
     n,end = len(senders),role=="END" and mode=="Q"
     att = torch.zeros(len(prompts),n,len(observers),len(to))
@@ -483,8 +487,7 @@ def _patch_group(model, prompts, messages, senders, receivers, mode, role, obser
     hooks = _deliver(receivers,senders,messages,pos,mode)+_observe(observers,_stack_pos(prompts,to),n,att)
     if end: logits = Reruns(model,prompts).run(hooks,n,start_at_layer=min(r.layer for r in receivers))
     else: logits = model.run_with_hooks(prompts.tokens.repeat_interleave(n,0).to(model.cfg.device), fwd_hooks=hooks, **_last_logits(model))[:,-1]
-    choices = torch.tensor([(p.answer_id,)+p.distractor_ids for p in prompts])
-    return att, logits.cpu().gather(1,choices.repeat_interleave(n,0)).view(len(prompts),n,-1)
+    return att, _choices(logits.cpu(),choices.repeat_interleave(n,0)).view(len(prompts),n,-1)
 
 # %% ../nbs/01_hooks.ipynb #c084
 def repeated_tokens(model:TransformerBridge, # from `load_model`
