@@ -37,9 +37,11 @@ class Budget:
     lag:float|None=.5 # part of the gain on train templates that may be missing on held-out ones
     strict:bool=False # does an interval that reaches beyond its limit count as a failure?
     def __post_init__(self):
-        bad = [k for k,v in asdict(self).items() if k!="strict" and v is not None and not 0<=v<float("inf")]
-        if bad: raise TalkingHeadsError(
-            f"Limits must be finite and not negative; {', '.join(bad)} is not. Use None to leave a rule out.")
+        limits = {k:v for k,v in asdict(self).items() if k!="strict" and v is not None}
+        bad = [k for k,v in limits.items() if isinstance(v,bool) or not isinstance(v,(int,float)) or not 0<=v<float("inf")]
+        if bad: raise TalkingHeadsError(f"Limits must be finite and not negative; {', '.join(bad)} is not. Use None to leave a rule out.")
+        if big := [k for k in ("ioi","lists","wrong") if limits.get(k,0)>1]: raise TalkingHeadsError(
+            f"{big[0]} is a share, from 0 to 1, so a limit of {limits[big[0]]:g} would allow everything. Write 0.05 for five in a hundred.")
 
 # %% ../nbs/audit.ipynb #c006
 @dataclass(frozen=True)
@@ -476,7 +478,8 @@ def compare(before:Measures, # of the unedited model
     "The audit from two measurements; needs no model"
     t = changes(before,after)
     said = pd.DataFrame([dict(prompt=p,before=b,after=a) for (p,b),(_,a) in zip(before.generations,after.generations)], columns=["prompt","before","after"])
-    info = dict(edit=edit or dict(name="edit"), measured=before.key, versions=versions(), seconds=round(before.seconds+after.seconds,1))
+    info = dict(edit=edit or dict(name="edit"), measured=before.key, versions=versions(), skipped=before.skipped, notes=before.notes,
+        seconds=round(before.seconds+after.seconds,1))
     return Audit(apply_budget(t,budget,before.skipped,before.notes), t, said, budget, info)
 
 # %% ../nbs/audit.ipynb #c044
