@@ -10,15 +10,16 @@ __all__ = ['full', 'quick', 'generation_prompts', 'Budget', 'Plan', 'Measures', 
 from .core import * # first: it silences a warning of the next imports
 import html, time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
 from transformer_lens.utilities.statistics import success_rate_ci
 from .data import *
+from .data import _word_ids
 from .hooks import *
-from .hooks import _last_logits
+from .hooks import _check_prompts, _last_logits
 from .interventions import *
 from .evaluation import *
 from .probes import *
@@ -36,15 +37,18 @@ class Budget:
     lag:float|None=.5 # part of the gain on train templates that may be missing on held-out ones
     strict:bool=False # does an interval that reaches beyond its limit count as a failure?
     def __post_init__(self):
-        bad = [k for k,v in asdict(self).items() if k!="strict" and v is not None and not 0<=v<float("inf")]
+        limits = {k:v for k,v in asdict(self).items() if k!="strict" and v is not None}
+        bad = [k for k,v in limits.items() if isinstance(v,bool) or not isinstance(v,(int,float)) or not 0<=v<float("inf")]
         if bad: raise TalkingHeadsError(f"Limits must be finite and not negative; {', '.join(bad)} is not. Use None to leave a rule out.")
+        if big := [k for k in ("ioi","lists","wrong") if limits.get(k,0)>1]: raise TalkingHeadsError(
+            f"{big[0]} is a share, from 0 to 1, so a limit of {limits[big[0]]:g} would allow everything. Write 0.05 for five in a hundred.")
 
 # %% ../nbs/audit.ipynb #c006
 @dataclass(frozen=True)
 class Plan:
     "What an audit runs; two measurements can be compared only if they followed the same plan"
     text:int=192 # windows of ordinary text, test split
-    length:int=128 # tokens per window
+    length:int=128 # tokens per window; fewer where the model reads no more
     ioi:int=600 # prompts
     lists:tuple=(3,5,8) # list lengths
     per_template:int=100 # prompts per template and length; three templates are train, two held out
@@ -53,8 +57,12 @@ class Plan:
     induction:int=32 # sequences of repeated random tokens
     new_tokens:int=24 # of each generation
     seed:int=1000 # of prompts; not a seed that anything was trained on
+    per_held_out_template:int|None=None # prompts per held-out template and length; None for as many as per train template
+    per_held_out_form:int|None=None # the same for held-out forms
 
-full,quick = Plan(),Plan(text=32,ioi=60,lists=(5,),per_template=24,per_form=12,induction=8,new_tokens=12)
+full = Plan()
+quick = Plan(text=32, ioi=120, lists=(5,), per_template=24, per_form=4, induction=8, new_tokens=12,
+             per_held_out_template=200, per_held_out_form=24)
 
 # %% ../nbs/audit.ipynb #c008
 @dataclass(frozen=True, repr=False)
@@ -66,6 +74,7 @@ class Measures:
     final:Tensor|None # (window pos d_model) what the unembedding reads on ordinary text; of the unedited model only
     key:dict # plan, model, hash of the text: what must agree
     seconds:float
+    notes:dict=field(default_factory=dict) # area to what was measured otherwise than planned
     def __repr__(self): return f"Measures of {self.key['source']}: {len(self.scores)} scores in {self.scores.area.nunique()} areas, {self.seconds:.0f} s"
 
 # %% ../nbs/audit.ipynb #c010
@@ -112,7 +121,21 @@ def _rows(area:str, measure:str, values, **groups)->pd.DataFrame:
                         dict(prompt=range(len(values)), value=values.double().numpy(), rate=values.dtype==torch.bool))
 
 # %% ../nbs/audit.ipynb #c015
-def _text_scores(model, plan:Plan, text:Text, before:Tensor|None)->tuple[pd.DataFrame,Tensor]:
+def _windows(model, plan:Plan, skipped:dict, notes:dict)->Text|None:
+    "Windows of the plan's length, or of what the model reads and the text gives; None, with the reason in `skipped`, where there are none"
+    args = task_args(model)
+    length = min(plan.length,model.cfg.n_ctx-args["bos"])
+    if plan.text<1 or length<2:
+        skipped["text"] = f"the plan asks for {plan.text} windows of text, and the model reads {model.cfg.n_ctx} tokens at most"
+        return None
+    try: every = ordinary_text(**args,length=length,split="test")
+    except TaskError as e: return skipped.__setitem__("text",str(e))
+    n = min(plan.text,len(every))
+    if (n,length)!=(plan.text,plan.length): notes["text"] = f"{n} windows of {length} tokens; the model reads {model.cfg.n_ctx} at most"
+    return replace(every,tokens=every.tokens[:n],sources=every.sources[:n])
+
+# %% ../nbs/audit.ipynb #n015
+def _text_scores(model, text:Text, before:Tensor|None)->tuple[pd.DataFrame,Tensor]:
     "Loss and KL per window of ordinary text, and what the unembedding read"
     final = []
     for i in progress(range(0,len(text),8), "ordinary text"): final.append(_final(model,text.tokens[i:i+8]))
@@ -127,29 +150,63 @@ def _ioi_scores(model, plan:Plan)->pd.DataFrame:
     df = prompt_scores(readout(model, ioi(**task_args(model),n=plan.ioi,seed=plan.seed), ()))
     return pd.concat([_rows("ioi",m,df[m].to_numpy(copy=True),template=df.template.astype(str)) for m in ("correct","top1","logit_diff")])
 
-def _list_scores(model, plan:Plan)->pd.DataFrame:
-    "Laundry Lists of every length and template"
-    parts = []
+def _list_prompts(model, plan:Plan, n_items:int)->dict: # template to prompts; raises `TaskError` where one does not fit
+    "Lists of one length, by template"
+    many = plan.per_template if plan.per_held_out_template is None else plan.per_held_out_template
+    count = lambda t: many if t in held_out else plan.per_template
+    out = {t:laundry_list(**task_args(model),n_items=n_items,n=count(t),template=t,seed=plan.seed) for t in list_templates}
+    for p in out.values(): _check_prompts(model,p)
+    return out
+
+def _list_scores(model, plan:Plan, skipped:dict)->pd.DataFrame:
+    "Laundry Lists of every length that fits, and every template"
+    found,parts,lost = {},[],{}
     for n in plan.lists:
-        for t in list_templates:
-            df = prompt_scores(readout(model, laundry_list(**task_args(model),n_items=n,n=plan.per_template,template=t,seed=plan.seed), ()))
-            parts += [_rows("lists",m,df[m].to_numpy(copy=True),split=df.split,template=t,n_items=n) for m in ("correct","top1","logit_diff")]
+        try: found[n] = _list_prompts(model,plan,n)
+        except TaskError as e: lost[f"lists: {n} items"] = str(e)
+    if not found: raise TaskError(" ".join(dict.fromkeys(lost.values())) or "the plan has no lists")
+    skipped |= lost
+    for n,t,p in [(n,t,p) for n,ps in found.items() for t,p in ps.items()]:
+        df = prompt_scores(readout(model,p,()))
+        parts += [_rows("lists",m,df[m].to_numpy(copy=True),split=df.split,template=t,n_items=n) for m in ("correct","top1","logit_diff")]
     return pd.concat(parts)
 
 # %% ../nbs/audit.ipynb #c018
-def _contrast_scores(model, plan:Plan)->pd.DataFrame:
-    "The contrast suite"
-    parts = []
-    for n in plan.contrast:
-        p = contrast_suite(**task_args(model), n_items=n, n=plan.per_form*len(contrast_forms), seed=plan.seed)
+def _contrast_prompts(model, plan:Plan, n_items:int, skipped:dict)->list: # of `Prompts`, train and held-out forms apart
+    "Contrasts of one length, without the forms that this tokenizer or this model cannot read"
+    args,out = dict(**task_args(model),n_items=n_items,seed=plan.seed),[]
+    many = plan.per_form if plan.per_held_out_form is None else plan.per_held_out_form
+    for held,per in ((False,plan.per_form),(True,many)):
+        kept = []
+        for f in (f for f in contrast_forms if (f in held_out_contrasts)==held):
+            try: _check_prompts(model,contrast_suite(**args,n=per,form=f))
+            except TaskError as e: skipped[f"contrast: {f}, {n_items} items"] = str(e)
+            else: kept.append(f)
+        if kept: out.append(contrast_suite(**args,n=per*len(kept),form=kept))
+        elif held: raise TaskError(next((v for k,v in skipped.items() if k.startswith("contrast: ")),"the plan has no contrasts"))
+    return out
+
+def _contrast_scores(model, plan:Plan, skipped:dict)->pd.DataFrame:
+    "The contrast suite; raises `TaskError` where no held-out form can be read"
+    parts,lost = [],{}
+    for n,p in [(n,p) for n in plan.contrast for p in _contrast_prompts(model,plan,n,lost)]:
+        if why := _unreadable(model,"contrast",p.tokens): raise TaskError(why["contrast"])
         df = preference(p, readout(model,p,()).logits)
-        parts += [_rows("contrast",m,df[m].to_numpy(copy=True),split=df.split,template=df.template,n_items=n) for m in ("share","chosen","p_unmentioned")]
+        parts += [_rows("contrast",m,df[m].to_numpy(copy=True),split=df.split,template=df.template,n_items=n)
+                  for m in ("share","chosen","p_unmentioned")]
+    if not parts: raise TaskError("the plan has no contrasts")
+    skipped |= lost
     return pd.concat(parts)
 
-def _induction_scores(model, plan:Plan)->pd.DataFrame:
+# %% ../nbs/audit.ipynb #n018
+def _induction_scores(model, plan:Plan, notes:dict)->pd.DataFrame:
     "Loss on random tokens shown once, and shown again"
+    if plan.induction<1: raise TaskError("the plan has no repeated tokens")
     t = repeated_tokens(model, plan.induction, seed=plan.seed)
-    loss,half = _loss_kl(model,t,_final(model,t))[0],t.shape[1]//2
+    half = t.shape[1]//2
+    if half<2: raise TaskError(f"the model reads {model.cfg.n_ctx} tokens at most and its tokenizer has {len(model.tokenizer)}: no room for a row and its repetition")
+    if half<24: notes["induction"] = f"rows of {half} tokens; the model reads {model.cfg.n_ctx} at most"
+    loss = _loss_kl(model,t,_final(model,t))[0]
     return pd.concat([_rows("induction","first loss",loss[:,:half-1].mean(-1)),_rows("induction","loss",loss[:,half:].mean(-1))])
 
 # %% ../nbs/audit.ipynb #c020
@@ -157,12 +214,14 @@ generation_prompts = ("The weather in the mountains was", "Dear Sam, thank you f
                       "Anna bought a book and a lamp. Later Anna lost the book, and then")
 
 @torch.no_grad()
-def _generate(model, plan:Plan)->tuple:
-    "Greedy continuations"
+def _generate(model, plan:Plan)->tuple: # of (prompt, continuation); a prompt that leaves no room is passed over
+    "Greedy continuations, no longer than the model can read"
     out,bos = [],[model.tokenizer.bos_token_id]*bool(model.cfg.default_prepend_bos)
     for p in generation_prompts:
         ids = torch.tensor([bos+model.tokenizer(p,add_special_tokens=False)["input_ids"]], device=model.cfg.device)
-        new = model.original_model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=plan.new_tokens, do_sample=False,
+        room = min(plan.new_tokens,model.cfg.n_ctx-ids.shape[1])
+        if room<1: continue
+        new = model.original_model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False,
                                             pad_token_id=model.tokenizer.eos_token_id)
         out.append((p, model.tokenizer.decode(new[0,ids.shape[1]:], skip_special_tokens=True)))
     return tuple(out)
@@ -174,41 +233,45 @@ def _unreadable(model, what:str, tokens:Tensor)->dict:
     share = 0. if unk is None else float((tokens==unk).float().mean())
     return {what:f"{share:.0%} of its tokens are words that this tokenizer lacks"} if share>.05 else {}
 
-def _skipped(model, plan:Plan, text:Text)->dict:
-    "Areas that this model cannot be measured in, with the reason"
-    out = _unreadable(model, "text", text.tokens)
-    if "text" in out: out["generations"] = out["text"]
-    return out|_unreadable(model, "contrast", contrast_suite(**task_args(model),n=len(contrast_forms)).tokens)
+def _tried(skipped:dict, area:str, f):
+    "What `f` measures, or None with the reason in `skipped`"
+    if area in skipped: return None
+    try: return f()
+    except TaskError as e: skipped[area] = str(e)
 
 # %% ../nbs/audit.ipynb #c023
-def _key(model, plan:Plan, text:Text)->dict:
+def _key(model, plan:Plan, text:Text|None)->dict:
     "What must agree before two measurements are compared"
     made = {k:v for k,v in provenance(model,plan.seed).items() if k!="versions"}
-    return dict(plan=asdict(plan), text=text.sha256, forms=list(contrast_forms), torch=versions()["torch"], threads=torch.get_num_threads(), **made)
+    return dict(plan=asdict(plan), text=text and text.sha256, forms=list(contrast_forms), torch=versions()["torch"],
+                threads=torch.get_num_threads(), **made)
 
 def _same(key:dict, other:dict, what="The two measurements"):
     "Refuse to compare what was measured differently"
     differ = [k for k in key|other if key.get(k)!=other.get(k)]
-    if differ: raise TalkingHeadsError(f"{what} differ in {', '.join(differ)}, so they cannot be compared. Measure both with the same plan, model and machine.")
+    if differ: raise TalkingHeadsError(f"{what} differ in {', '.join(differ)}, so they cannot be compared. "
+        "Measure both with the same plan, model and machine.")
 
 # %% ../nbs/audit.ipynb #c024
 def measure(model, # from `load_model`, edited or not
             plan:Plan=full, # what to run
             against:Measures|None=None, # of the unedited model; needed for the KL divergence
-           )->Measures: # raises `TalkingHeadsError` if `against` was measured differently
+           )->Measures: # raises `TalkingHeadsError` if `against` was measured differently, or if nothing can be measured
     "Run a plan: ordinary text, indirect objects, induction, lists, contrasts, a few sentences"
-    start,args = time.perf_counter(),task_args(model)
-    text = ordinary_text(n=plan.text, length=plan.length, split="test", **args)
-    key,skipped = _key(model,plan,text),_skipped(model,plan,text)
+    start,skipped,notes = time.perf_counter(),{},{}
+    text = _windows(model,plan,skipped,notes)
+    key = _key(model,plan,text)
     if against is not None: _same(key, against.key, "This model and the one it is measured against")
-    scores,final = [_ioi_scores(model,plan),_induction_scores(model,plan),_list_scores(model,plan)],None
-    if "text" not in skipped:
-        rows,final = _text_scores(model, plan, text, None if against is None else against.final)
-        scores.append(rows)
-    if "contrast" not in skipped: scores.append(_contrast_scores(model,plan))
+    if text is not None: skipped |= _unreadable(model,"text",text.tokens)
+    if text is not None and "text" in skipped: skipped["generations"] = skipped["text"]
+    scores = [_tried(skipped,"ioi",lambda: _ioi_scores(model,plan)), _tried(skipped,"induction",lambda: _induction_scores(model,plan,notes)),
+              _tried(skipped,"lists",lambda: _list_scores(model,plan,skipped))]
+    rows,final = _tried(skipped,"text",lambda: _text_scores(model,text,against and against.final)) or (None,None)
+    scores += [rows,_tried(skipped,"contrast",lambda: _contrast_scores(model,plan,skipped))]
+    if not (scores := [s for s in scores if s is not None]): raise TaskError(f"Nothing of this plan can be measured here: {skipped}.")
     generations = () if "generations" in skipped else _generate(model,plan)
     scores = pd.concat(scores, ignore_index=True)
-    return Measures(scores, generations, skipped, final if against is None else None, key, time.perf_counter()-start)
+    return Measures(scores, generations, skipped, final if against is None else None, key, time.perf_counter()-start, notes)
 
 # %% ../nbs/audit.ipynb #c028
 def paired_interval(before:Tensor, # (n) scores, or booleans
@@ -310,7 +373,7 @@ _rules = dict(kl=("text",_judge_kl), loss=("text",_judge_loss), ioi=("ioi",_judg
               lists=("lists",_judge_lists), wrong=("contrast",_judge_wrong), lag=("lists",_judge_lag))
 
 # %% ../nbs/audit.ipynb #c038
-def _verdict(rule:str, t:pd.DataFrame, limit:float, skipped:dict)->dict:
+def _verdict(rule:str, t:pd.DataFrame, limit:float, skipped:dict, notes:dict)->dict:
     "One rule applied"
     area,said_by = _rules[rule]
     got = skipped[area] if area in skipped else said_by(t)
@@ -319,15 +382,29 @@ def _verdict(rule:str, t:pd.DataFrame, limit:float, skipped:dict)->dict:
     value,low,high,reason = got
     verdict = "fail" if not value<=limit else "pass" if high<=limit else "unsure" # a NaN fails
     used = value/limit if limit else 0. if value<=0 else float("inf")
+    reason += f" ({notes[area]})" if area in notes else ""
     return dict(rule=rule,verdict=verdict,value=value,low=low,high=high,limit=limit,used=used,reason=reason)
 
+def _parts(budget:Budget, skipped:dict)->list[dict]:
+    "Rows for the parts of an area that were left out, such as lists of one length"
+    out,none = [],float("nan")
+    for (area,_,part),why in [(k.partition(": "),v) for k,v in skipped.items()]:
+        rule = next((r for r,(a,_) in _rules.items() if a==area and getattr(budget,r) is not None),None)
+        if part and rule: out.append(dict(rule=f"{rule}: {part}",verdict="untested",value=none,low=none,high=none,
+                                          limit=getattr(budget,rule),used=none,reason=why))
+    return out
+
+# %% ../nbs/audit.ipynb #n038
 def apply_budget(t:pd.DataFrame, # from `changes`
           budget:Budget=Budget(), # limits
-          skipped:dict|None=None, # area to the reason why it was not measured
+          skipped:dict|None=None, # area, or `area: part`, to the reason why it was not measured
+          notes:dict|None=None, # area to what was measured otherwise than planned
          )->pd.DataFrame: # rule, verdict, value, low, high, limit, used, reason; what uses most of its limit first
     "Every rule of the budget applied"
-    rows = [_verdict(k,t,getattr(budget,k),skipped or {}) for k in _rules if getattr(budget,k) is not None]
-    return pd.DataFrame(rows).sort_values("used",ascending=False,na_position="last",kind="stable",ignore_index=True)
+    rows = [_verdict(k,t,getattr(budget,k),skipped or {},notes or {}) for k in _rules if getattr(budget,k) is not None]
+    rows += _parts(budget,skipped or {})
+    columns = "rule verdict value low high limit used reason".split()
+    return pd.DataFrame(rows,columns=columns).sort_values("used",ascending=False,na_position="last",kind="stable",ignore_index=True)
 
 # %% ../nbs/audit.ipynb #c040
 @dataclass(frozen=True, repr=False)
@@ -406,8 +483,9 @@ def compare(before:Measures, # of the unedited model
     "The audit from two measurements; needs no model"
     t = changes(before,after)
     said = pd.DataFrame([dict(prompt=p,before=b,after=a) for (p,b),(_,a) in zip(before.generations,after.generations)], columns=["prompt","before","after"])
-    info = dict(edit=edit or dict(name="edit"), measured=before.key, versions=versions(), seconds=round(before.seconds+after.seconds,1))
-    return Audit(apply_budget(t,budget,before.skipped), t, said, budget, info)
+    info = dict(edit=edit or dict(name="edit"), measured=before.key, versions=versions(), skipped=before.skipped, notes=before.notes,
+        seconds=round(before.seconds+after.seconds,1))
+    return Audit(apply_budget(t,budget,before.skipped,before.notes), t, said, budget, info)
 
 # %% ../nbs/audit.ipynb #c044
 def _about(edit)->dict:
@@ -449,7 +527,7 @@ def planted_trap(model, # from `load_model`
     "Plant a preference for items not mentioned again inside the block"
     words = single_tokens(model.tokenizer, list_items.split())
     encode = lambda text: tuple(model.tokenizer(text,add_special_tokens=False)["input_ids"])
-    ids,seen = torch.tensor([encode(f"the {w}")[-1] for w in words]),{}
+    ids,seen = torch.tensor([*_word_ids(model.tokenizer,words).values()]),{}
     W = model.W_U.detach()[:,ids].T # (item d_model)
     def act(x, hook):
         count = _named(seen["tokens"],ids)

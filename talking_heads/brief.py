@@ -26,7 +26,8 @@ class _Voice:
         if lang not in languages: raise TalkingHeadsError(f"The brief is written in {' and '.join(languages)}, not in {lang!r}.")
         self.lang = lang
     def __call__(self, key:str, **gaps)->str: return _words[key][languages.index(self.lang)].format(**gaps)
-    def names(self, keys)->str: return {"en":", ","ja":"、"}[self.lang].join(self(k) for k in keys)
+    def names(self, keys)->str: return self.listed(self(k) for k in keys)
+    def listed(self, words)->str: return {"en":", ","ja":"、"}[self.lang].join(words)
     def join(self, sentences)->str: return {"en":" ","ja":""}[self.lang].join(sentences)
 
 # %% ../nbs/brief.ipynb #c009
@@ -268,11 +269,15 @@ _words |= dict(
 def _tested(a:dict)->list: # rules of an audit
     return [x for x in a["verdicts"] if x["verdict"]!="untested"]
 
+def _rule_names(v:_Voice, rules)->str: # "lists: 8 items" is a part of the rule "lists" that could not be tested
+    parts = [x.partition(": ") for x in rules]
+    return v.listed(v(_rule(name))+(f" ({part})" if part else "") for name,_,part in parts)
+
 def _cost(v:_Voice, r:dict)->list[str]:
     "Passed or not, what came closest, what is unknown"
     if (a:=r.get("audit")) is None: return [v("cost_not" if _trained(r) else "cost_none")]
     if not _tested(a): return [v("tested_none")]
-    names,by = lambda rules: v.names(map(_rule,rules)),{x["rule"]:x for x in a["verdicts"]}
+    names,by = lambda rules: _rule_names(v,rules),{x["rule"]:x for x in a["verdicts"]}
     said = [v("passed",n=len(_tested(a))) if a["passed"] else v("failed",names=names(a["failed"])) if a["failed"] else v("strict")]
     used = by.get(a.get("first"),{}).get("used")
     if a.get("first") is None: said.append(v("nothing"))

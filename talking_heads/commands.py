@@ -96,9 +96,11 @@ def _undo(out):
 def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device):
     "Load, propose, audit, write, say what came of it"
     from talking_heads.audit import full
-    from talking_heads.hooks import load_model
-    from talking_heads.proposals import parse_budget, propose_and_audit, write_outcome
-    limits = parse_budget(budget)
+    from talking_heads.hooks import check_device, load_model
+    from talking_heads.proposals import parse_budget, propose_and_audit, training_kl, write_outcome
+    limits = parse_budget(budget) # what can be refused is refused before a model is looked for
+    training_kl(limits,how)
+    check_device(device)
     lm = load_model(model,device=device)
     o = propose_and_audit(lm,limits,how,full if full_audit else None,seed)
     print(f"{o.edit!r}\n{o.audit!r}\n{o!r}")

@@ -184,7 +184,10 @@ def progress(it:Iterable, # what to loop over
 
 # %% ../nbs/core.ipynb #c036
 import warnings
-warnings.filterwarnings("ignore", message="IProgress not found")
+
+with warnings.catch_warnings(): # the filters of the process are the same after it
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import tqdm.auto
 
 # %% ../nbs/core.ipynb #fp02
 _guard = dict(lock=threading.Lock(), inside=0, undo=None) # of the switches that all threads share

@@ -60,6 +60,7 @@ class Prompts:
     task:str # "ioi" or "laundry_list"
     bos:bool # does every prompt begin with the BOS token?
     pad_id:int # id that fills up shorter prompts
+    tokenizer:object = field(default=None, compare=False) # that the prompts were built with; `corrupt` asks it again
 
     def __len__(self): return len(self.prompts)
     def __repr__(self): return f"{len(self)} {self.task} prompts, {'with' if self.bos else 'without'} BOS"
@@ -94,12 +95,19 @@ def pos(self:Prompts, role:str, # e.g. `"S2"`, `"END"`, `"item3"`
        )->Tensor: # (batch) token positions; raises `TaskError` if a prompt lacks the role
     "Where `role` stands in each prompt"
     try: return torch.tensor([p.roles[role] for p in self])
-    except KeyError: raise TaskError(f"Not every prompt here has the role {role!r}. Roles of the first: {', '.join(self[0].roles)}.") from None
+    except KeyError: raise TaskError(f"Not every prompt here has the role {role!r}. "
+        f"Roles of the first: {', '.join(self[0].roles)}.") from None
 
 @patch(as_prop=True)
 def answer_ids(self:Prompts)->Tensor: # (batch)
     "Token id of each prompt's answer"
     return torch.tensor([p.answer_id for p in self])
+
+@patch(as_prop=True)
+def choice_ids(self:Prompts)->Tensor: # (batch 1+most), the answer first; -1 where a prompt has fewer distractors
+    "Token ids of each prompt's answer and distractors"
+    most = max(len(p.distractor_ids) for p in self)
+    return torch.tensor([(p.answer_id,*p.distractor_ids)+(-1,)*(most-len(p.distractor_ids)) for p in self])
 
 # %% ../nbs/00_data.ipynb #c014
 @patch
@@ -155,10 +163,15 @@ def _token_at(offsets:list, # (start, end) characters of each token
 # %% ../nbs/00_data.ipynb #c022
 def _encode(tokenizer, texts:list[str])->tuple[list,list]:
     "Token ids and character offsets of `texts`, no special tokens added"
-    if not getattr(tokenizer,"is_fast",False): raise TaskError(f"{type(tokenizer).__name__} cannot report which characters a token covers, "
-        "so roles cannot be placed. Load the fast version of this tokenizer.")
+    if not texts: return [],[]
+    if not getattr(tokenizer,"is_fast",False): raise TaskError(
+        f"{type(tokenizer).__name__} cannot report which characters a token covers, so roles cannot be placed. Load the fast version of this tokenizer.")
     enc = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     return enc["input_ids"],enc["offset_mapping"]
+
+def _pieces(tokenizer, ids)->str:
+    "Tokens as the tokenizer spells them"
+    return " ".join(map(repr,tokenizer.convert_ids_to_tokens(list(ids)))) or "nothing"
 
 # %% ../nbs/00_data.ipynb #c023
 def single_tokens(tokenizer, # a fast Hugging Face tokenizer
@@ -169,15 +182,35 @@ def single_tokens(tokenizer, # a fast Hugging Face tokenizer
     at = [_token_at(o,(5,5+len(w))) for o,w in zip(offsets,words)]
     return [w for w,i,p in zip(words,ids,at) if p is not None and i[p]!=tokenizer.unk_token_id]
 
+# %% ../nbs/00_data.ipynb #c032
+def _word_ids(tokenizer, words:list[str])->dict[str,int]:
+    "Token id of each word as it stands after a space; raises `TaskError` for one that is not a single known token"
+    words,out = list(dict.fromkeys(words)),{}
+    for w,ids,offsets in zip(words,*_encode(tokenizer, [f"with {w} and" for w in words])):
+        at = _token_at(offsets,(5,5+len(w)))
+        if at is None or ids[at]==tokenizer.unk_token_id:
+            over = [i for i,(s,e) in zip(ids,offsets) if s<5+len(w) and e>5]
+            raise TaskError(f"{w!r} is not one known token after a space: this tokenizer reads it as {_pieces(tokenizer,over)}. Choose another word.")
+        out[w] = ids[at]
+    return out
+
 # %% ../nbs/00_data.ipynb #c024
+def _own_tokens(tokenizer, words:list[str])->list[str]:
+    "The `single_tokens` that share their token with no other of `words`: to one that folds case, Rose is rose"
+    ok,known = single_tokens(tokenizer,words),{}
+    ids = _word_ids(tokenizer,ok)
+    for w,i in ids.items(): known.setdefault(i,[]).append(w)
+    return [w for w in ok if len(known[ids[w]])==1]
+
 def _enough(tokenizer, words:str, need:int, what:str)->list[str]:
-    "The usable ones of `words`, or `TaskError` that says which are split and how many are missing"
+    "The usable ones of `words`, or `TaskError` that says which are not and how many are missing"
     words = words.split()
-    ok = single_tokens(tokenizer, words)
+    ok = _own_tokens(tokenizer,words)
     if len(ok)>=need: return ok
-    split = [w for w in words if w not in set(ok)]
+    lost = [w for w in words if w not in set(ok)]
     raise TaskError(f"This tokenizer keeps only {len(ok)} of {len(words)} {what} as single tokens, and {need} are needed. "
-        f"Split: {', '.join(split[:12])}{' ...' if len(split)>12 else ''}. Use another tokenizer, fewer items, or words of its vocabulary.")
+        f"Split, unknown, or one token with another word: {', '.join(lost[:12])}{' ...' if len(lost)>12 else ''}. "
+        "Use another tokenizer, fewer items, or words of its vocabulary.")
 
 # %% ../nbs/00_data.ipynb #c028
 def _bos_ids(tokenizer, bos:bool)->tuple:
@@ -202,32 +235,66 @@ class _Draft:
     info:dict
 
 # %% ../nbs/00_data.ipynb #c030
-def _place(d:_Draft, ids:list, offsets:list, start:tuple)->Prompt|None:
-    "A draft with its tokens and role positions, or None where a role is not one token"
+def _place(d:_Draft, ids:list, offsets:list, start:tuple, tokenizer)->Prompt:
+    "A draft with its tokens and role positions; raises `TaskError` where a role is not one token"
     at = {r:_token_at(offsets,s) for r,s in d.spans.items()}
-    if None in at.values(): return None
+    if split := [r for r,p in at.items() if p is None]: raise _split_role(tokenizer,d,split[0],ids,offsets)
     roles = {r:p+len(start) for r,p in at.items()} | {"END":len(start)+len(ids)-1}
     start_end,stop = offsets[-1]
     spans = d.spans | {"END":(stop-len(d.text[start_end:stop].strip()),stop)}
     return Prompt(d.text, start+tuple(ids), roles, spans, d.answer, d.ids[d.answer],
                   d.distractors, tuple(d.ids[w] for w in d.distractors), d.info)
 
+def _split_role(tokenizer, d:_Draft, role:str, ids:list, offsets:list)->TaskError:
+    "The error for a word that is not one token where it stands"
+    start,end = d.spans[role]
+    over = [i for i,(s,e) in zip(ids,offsets) if s<end and e>start]
+    return TaskError(f"The tokenizer splits a role: {d.text[start:end]!r}, which is {role} in {d.text!r}, "
+        f"is read as {_pieces(tokenizer,over)}. Leave that word out.")
+
+# %% ../nbs/00_data.ipynb #n030a
+def _ending(d:_Draft)->str:
+    "The text behind the last role, where it has two words or more; else the whole text"
+    tail = d.text[max((e for _,e in d.spans.values()),default=0):]
+    return tail if len(tail.split())>1 else d.text
+
+def _check_next(tokenizer, drafts:list, ids:list):
+    "`TaskError` unless a space and the answer, or a distractor, add their own token to each prompt and change nothing before it"
+    asked = {}
+    for i,d in enumerate(drafts):
+        asked[d.text,d.answer] = i,d.answer
+        for w in d.distractors: asked.setdefault((_ending(d),w,d.ids[w]),(i,w)) # many prompts end alike
+    longer = tokenizer([f"{drafts[i].text} {w}" for i,w in asked.values()], add_special_tokens=False)["input_ids"]
+    for (i,w),got in zip(asked.values(),longer):
+        if list(got)!=[*ids[i],drafts[i].ids[w]]: raise _not_next(tokenizer,drafts[i],w,list(ids[i]),list(got))
+
+# %% ../nbs/00_data.ipynb #n030b
+def _not_next(tokenizer, d:_Draft, word:str, ids:list, got:list)->TaskError:
+    "The error for a word that is not the next token"
+    same = next((k for k,(a,b) in enumerate(zip(ids,got)) if a!=b), min(len(ids),len(got)))
+    k = max(0,min(same,len(ids)-1)) # show from where they part, and at least the last token of the prompt
+    return TaskError(f"{word!r} is not the next token of template {d.info.get('template','')!r}, which ends {d.text[-30:]!r}: this tokenizer reads "
+        f"its end as {_pieces(tokenizer,ids[k:])}, with a space and the word as {_pieces(tokenizer,got[k:])}, and the word in the middle of a "
+        f"sentence as {_pieces(tokenizer,[d.ids[word]])}. Choose other words, another template or another tokenizer.")
+
+def _check_draft(d:_Draft):
+    "`TaskError` for a text that ends in a space, and for choices that are one token"
+    words = dict.fromkeys((d.answer,*d.distractors))
+    if not d.text.strip() or d.text!=d.text.rstrip(): raise TaskError(
+        f"The template {d.info.get('template','')!r} ends in a space: {d.text[-30:]!r}. Leave it out; each answer brings its own.")
+    if d.answer in d.distractors or len({d.ids[w] for w in words})<len(words): raise TaskError(f"Some of {', '.join(words)} are the same token "
+        f"here (template {d.info.get('template','')!r}), so a model cannot choose between them. Leave one out.")
+
 # %% ../nbs/00_data.ipynb #c031
 def _build(tokenizer, drafts:list, task:str, bos:bool)->Prompts:
-    "Tokenise drafts together and place their roles"
+    "Tokenise drafts together, place their roles, and make sure that each choice is a next token"
     if not drafts: raise TaskError("No prompts can be built of nothing: ask for at least 1.")
+    for d in drafts: _check_draft(d)
     start = _bos_ids(tokenizer,bos)
     ids,offsets = _encode(tokenizer, [d.text for d in drafts])
-    made = [_place(d,i,o,start) for d,i,o in zip(drafts,ids,offsets)]
-    if None in made: raise TaskError(f"The tokenizer splits a role in {drafts[made.index(None)].text!r} although its words are single tokens "
-        "elsewhere. Leave those words out.")
-    return Prompts(tuple(made), task, bos, _pad_id(tokenizer))
-
-# %% ../nbs/00_data.ipynb #c032
-def _word_ids(tokenizer, words:list[str])->dict[str,int]:
-    "Token id of each word as it stands after a space"
-    ids,offsets = _encode(tokenizer, [f"with {w} and" for w in words])
-    return {w:i[_token_at(o,(5,5+len(w)))] for w,i,o in zip(words,ids,offsets)}
+    made = [_place(d,i,o,start,tokenizer) for d,i,o in zip(drafts,ids,offsets)]
+    _check_next(tokenizer,drafts,ids)
+    return Prompts(tuple(made), task, bos, _pad_id(tokenizer), tokenizer)
 
 # %% ../nbs/00_data.ipynb #c034
 ioi_templates = [
@@ -289,24 +356,24 @@ def ioi(tokenizer, # fast Hugging Face tokenizer
     return _build(tokenizer, drafts, "ioi", bos)
 
 # %% ../nbs/00_data.ipynb #c046
-def _with_words(p:Prompt, new:dict, # role to (word, token id)
-               )->Prompt:
-    "`p` with other words at some roles"
-    tokens,text,spans = list(p.tokens),p.text,dict(p.spans)
+def _with_words(p:Prompt, new:dict, # role to word
+               )->tuple[str,dict]: # text, and role to characters
+    "The text of `p` with other words at some roles"
+    text,spans = p.text,dict(p.spans)
     for role in sorted(new, key=lambda r: p.spans[r]):
-        word,i = new[role]; start,end = spans[role]
-        tokens[p.roles[role]] = i
-        text,grow = text[:start]+word+text[end:],len(word)-(end-start)
+        start,end = spans[role]
+        text,grow = text[:start]+new[role]+text[end:],len(new[role])-(end-start)
         spans = {r:(s+grow*(s>start), e+grow*(s>=start)) for r,(s,e) in spans.items()}
-    return replace(p, text=text, tokens=tuple(tokens), spans=spans)
+    return text,spans
 
 # %% ../nbs/00_data.ipynb #c047
-def _twin(p:Prompt, how:str, rng, pool:list)->Prompt:
+def _twin(p:Prompt, how:str, rng, pool:list)->_Draft:
     "The corrupted partner of one IOI prompt"
-    io,s = (p.answer,p.answer_id),(p.distractors[0],p.distractor_ids[0])
+    io,s = p.answer,p.distractors[0]
     third = rng.choice([w for w in pool if w not in (io,s)])
-    new = {"swap":{"S2":io}, "exchange":{"IO":s,"S1":io,"S2":io}, "abc":{"S2":third}}[how]
-    return replace(_with_words(p,new), info=p.info|{"corruption":how})
+    text,spans = _with_words(p, {"swap":{"S2":io}, "exchange":{"IO":s,"S1":io,"S2":io}, "abc":{"S2":third}}[how])
+    spans.pop("END")
+    return _Draft(text, spans, io, (s,), {io:p.answer_id,s:p.distractor_ids[0]}, p.info|{"corruption":how})
 
 # %% ../nbs/00_data.ipynb #c048
 def corrupt(prompts:Prompts, # IOI prompts
@@ -316,10 +383,14 @@ def corrupt(prompts:Prompts, # IOI prompts
     "Partners of IOI prompts that differ in one respect"
     if prompts.task!="ioi": raise TaskError(f"corrupt makes partners of IOI prompts, not of {prompts.task}.")
     if how not in ("swap","exchange","abc"): raise TaskError(f"Unknown corruption {how!r}. Choose swap, exchange or abc.")
-    pool = sorted({(p.answer,p.answer_id) for p in prompts}|{(p.distractors[0],p.distractor_ids[0]) for p in prompts})
+    if prompts.tokenizer is None: raise TaskError("These prompts do not know their tokenizer, so no text can be changed. Build them with ioi.")
+    pool = sorted({p.answer for p in prompts}|{p.distractors[0] for p in prompts})
     if len(pool)<3: raise TaskError("Three different names are needed; build at least two prompts.")
     rng = random.Random(f"corrupt-{seed}")
-    return replace(prompts, prompts=tuple(_twin(p,how,rng,pool) for p in prompts))
+    twins = _build(prompts.tokenizer, [_twin(p,how,rng,pool) for p in prompts], prompts.task, prompts.bos)
+    for p,q in zip(prompts,twins):
+        if p.roles!=q.roles: raise TaskError(f"The tokenizer gives {q.text!r} other positions than {p.text!r}, so the two are no pair. Leave such words out.")
+    return twins
 
 # %% ../nbs/00_data.ipynb #c053
 list_templates = {

@@ -79,7 +79,7 @@ _lists_table = Path(str(files("talking_heads")/"models"/"smollm2_lists.json"))
 def _list_cells(model, edit:Edit, n_items:int, template:str, per_place:int, seed:int)->list[dict]:
     "Accuracy at each place of the answer, without and with an edit, on the same prompts"
     p = laundry_list(**task_args(model),n_items=n_items,n=n_items*per_place,template=template,seed=seed)
-    found = {"off":readout(model,p,()),"on":edited_readout(model,p,edit,None,())}
+    found = {"off":readout(model,p,()),"on":readout_with_edit(model,p,edit,"everywhere",())}
     parts = [list_scores(prompt_scores(r),("template","split","n_items","position")).assign(edit=k) for k,r in found.items()]
     return pd.concat(parts).to_dict("records")
 

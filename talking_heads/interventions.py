@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Change', 'Edit', 'target_of', 'active_edits', 'check_target', 'undo_all', 'edited', 'parse_component',
-           'component_edit', 'subspace_edit', 'edit_hooks', 'edited_readout', 'coordinates', 'set_coordinates_hooks',
-           'random_like', 'load_edit']
+           'component_edit', 'subspace_edit', 'edit_hooks', 'readout_with_edit', 'edited_readout', 'coordinates',
+           'set_coordinates_hooks', 'random_like', 'load_edit']
 
 # %% ../nbs/04_interventions.ipynb #c003
-import hashlib, html, json, signal, threading
+import hashlib, html, json, re, signal, threading, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -340,14 +340,16 @@ def _directions(c:Components, h:Head, which:list)->Tensor: # (k d_model)
     "Write directions of some components of a head, or `EditError` for one that is not there"
     S = c.S[h.head]
     rank = int((S>1e-6*S[0]).sum())
-    if bad := [i for i in which if i>=rank]:
-        raise EditError(f"Component {h}.{bad[0]} does not exist: head {h} writes {rank} directions, components 0 to {rank-1}.")
+    if bad := [i for i in which if i>=rank]: raise EditError(f"Component {h}.{bad[0]} does not exist: head {h} writes "
+        f"{f'{rank} directions, components 0 to {rank-1}' if rank else 'nothing: its W_V W_O is zero'}.")
     return c.Vh[h.head,which]
 
 # %% ../nbs/04_interventions.ipynb #c036
 def _gains(gains)->dict: # head to number to gain
     "Gains by head, each component once"
-    if not isinstance(gains,dict): gains = dict.fromkeys([gains] if isinstance(gains,str) else gains,0.)
+    if not isinstance(gains,dict):
+        try: gains = dict.fromkeys([gains] if isinstance(gains,str) else gains,0.)
+        except TypeError as e: raise EditError(f"Gains are a dict of component to number, or names for gain 0, not {gains!r}.") from e
     out = {}
     for x,g in gains.items():
         h,i = parse_component(x)
@@ -356,6 +358,18 @@ def _gains(gains)->dict: # head to number to gain
         except (TypeError,ValueError) as e: raise EditError(f"The gain of {x} must be a number, not {g!r}.") from e
     if not out: raise EditError("No component is named, so there is nothing to edit. Name one, such as 8.10.1.")
     return out
+
+# %% ../nbs/04_interventions.ipynb #n036
+def _warn_degenerate(S:Tensor, h:Head, gains:dict):
+    "Say so where a component is to be told from one whose singular value is all but the same"
+    near = lambda i,j: 0<=i and j<len(S) and S[i]-S[j]<=.001*S[i] and S[j]>1e-6*S[0]
+    for i,g in gains.items():
+        pairs = [(i,i+1,i+1),(i-1,i,i-1)] # where the two stand, and which of them is the other
+        other = next((k for a,b,k in pairs if near(a,b) and gains.get(k,1.)!=g),None)
+        if other is None: continue
+        warnings.warn(f"Components {h}.{i} and {h}.{other} have all but the same singular value, so each alone is an arbitrary "
+                      "direction in the plane of both. Give both the same gain, or do not read anything into one.", stacklevel=3)
+        return
 
 # %% ../nbs/04_interventions.ipynb #c037
 def component_edit(model, # from `load_model`
@@ -367,7 +381,9 @@ def component_edit(model, # from `load_model`
     o,w,wanted = _Outputs(model),_weights(model,processing),_gains(gains)
     check_heads(list(wanted),o.shape.n_layers,o.shape.n_heads)
     cs = {l:components(w,l) for l in {h.layer for h in wanted}}
-    changes = [Change(*h,_directions(cs[h.layer],h,list(g)),torch.tensor(list(g.values())),tuple(f"{h}.{i}" for i in g)) for h,g in wanted.items()]
+    changes = [Change(*h,_directions(cs[h.layer],h,list(g)),torch.tensor(list(g.values())),tuple(f"{h}.{i}" for i in g))
+               for h,g in wanted.items()]
+    for h,g in wanted.items(): _warn_degenerate(cs[h.layer].S[h.head],h,g)
     return Edit(changes,target_of(model,list(wanted)),_info(model,name,processing=processing))
 
 # %% ../nbs/04_interventions.ipynb #c048
@@ -378,14 +394,23 @@ def subspace_edit(model, # from `load_model`
                   names=(), # one per direction
                   orthonormal:bool=False, # make `V` orthonormal first; the gains then belong to the new directions
                   name:str="", # what to call the edit
-                 )->Edit:
+                 )->Edit: # raises `EditError`
     "Change what a head writes along directions of any origin"
     o = _Outputs(model)
-    h = check_heads(parse_head(head),o.shape.n_layers,o.shape.n_heads)[0]
-    V = _floats(V,"V").reshape(-1,_floats(V,"V").shape[-1])
-    if V.shape[1]!=o.shape.d_model: raise EditError(f"Directions have {V.shape[1]} entries, the residual stream of this model {o.shape.d_model}.")
-    if orthonormal: V = torch.linalg.qr(V.double().T)[0].T.float()
+    h,V = check_heads(parse_head(head),o.shape.n_layers,o.shape.n_heads)[0],_floats(V,"V")
+    if not V.numel(): raise EditError("There are no directions, so there is nothing to edit. Give at least one.")
+    V = V.reshape(-1,V.shape[-1] if V.ndim else 1)
+    if V.shape[1]!=o.shape.d_model: raise EditError(
+        f"Directions have {V.shape[1]} entries, the residual stream of this model {o.shape.d_model}.")
+    if orthonormal: V = _orthonormal(V)
     return Edit((Change(*h,V,G,names),),target_of(model,[h]),_info(model,name))
+
+def _orthonormal(V:Tensor)->Tensor: # (k d_model)
+    "An orthonormal basis of some rows, or `EditError` where they span fewer directions than they are"
+    S = torch.linalg.svdvals(V.double())
+    rank = int((S>1e-6*S[0]).sum())
+    if rank<len(V): raise EditError(f"These {len(V)} directions span {rank}, so there is no gain for each. Leave out those that follow from the others.")
+    return torch.linalg.qr(V.double().T)[0].T.float()
 
 # %% ../nbs/04_interventions.ipynb #c050
 def _same_target(a:Edit, b:Edit)->dict:
@@ -398,7 +423,7 @@ def _same_target(a:Edit, b:Edit)->dict:
 def _joined_change(a:Change, b:Change)->Change:
     "Two changes of one head whose order does not matter"
     if a.names==b.names and torch.equal(a.V,b.V) and torch.equal(a.G,b.G): return a
-    if float((a.V@b.V.T).abs().max())>1e-4: raise EditError(f"Both edits change directions of head {a.where} that are not orthogonal, so their order "
+    if float((a.V.double()@b.V.double().T).abs().max())>1e-4: raise EditError(f"Both edits change directions of head {a.where} that are not orthogonal, so their order "
         "matters. Write a.then(b).")
     return Change(*a.where,torch.cat([a.V,b.V]),torch.block_diag(a.G,b.G),a.names+b.names)
 
@@ -496,19 +521,26 @@ def edit_hooks(model, # from `load_model`
 
 # %% ../nbs/04_interventions.ipynb #c060
 @torch.no_grad()
-def edited_readout(model, # from `load_model`
-                   prompts:Prompts,
-                   edit:Edit,
-                   role:str|None="END", # where the edit acts; None edits the weights, that is every position
-                   to=("IO","S1","S2"), # key roles to read
-                  )->Readout:
-    "`readout` under an edit; the model is left as it was"
-    if role is None:
+def readout_with_edit(model, # from `load_model`
+                      prompts:Prompts,
+                      edit:Edit,
+                      at:str, # where the edit acts: a role such as `"END"`, or `"everywhere"`
+                      to=("IO","S1","S2"), # key roles to read
+                     )->Readout: # raises `TaskError` for a role that a prompt lacks
+    "`readout` under an edit that acts at one position of each prompt, or everywhere; the model is left as it was"
+    if at=="everywhere":
         with edited(model,edit): return readout(model,prompts,to)
+    if not isinstance(at,str): raise TaskError(f"Where shall the edit act? Name a role, such as \"END\", or \"everywhere\", not {at!r}.")
     out = {}
     for g in prompts.groups():
-        with model.hooks(edit_hooks(model,edit,prompts[g].pos(role))): out[tuple(g)] = readout(model,prompts[g],to)
+        with model.hooks(edit_hooks(model,edit,prompts[g].pos(at))): out[tuple(g)] = readout(model,prompts[g],to)
     return _joined(prompts,list(out.values()),[i for g in out for i in g])
+
+def edited_readout(model, prompts, edit, role="END", to=("IO","S1","S2"))->Readout:
+    "Deprecated: the old name of `readout_with_edit`, which hid that it edits END alone"
+    warnings.warn("edited_readout is now readout_with_edit, which wants to know where the edit acts: "
+                  f"at={'everywhere' if role is None else role!r}.", FutureWarning, stacklevel=2)
+    return readout_with_edit(model,prompts,edit,"everywhere" if role is None else role,to)
 
 # %% ../nbs/04_interventions.ipynb #c064
 def coordinates(z, # (batch d_head) values of the head, (batch layer head d_head) of all, or a `Readout`
@@ -516,11 +548,12 @@ def coordinates(z, # (batch d_head) values of the head, (batch layer head d_head
                 V, # (k d_model) orthonormal directions
                 head, # in any form `parse_head` reads
                )->Tensor: # (batch k)
-    "Coordinates along `V` of what a head writes"
+    "Coordinates along `V` of what a head writes, in float64 until the last step"
     h,o = parse_head(head),_Outputs(model)
     z = getattr(z,"z",z)
     if z.ndim==4: z = z[:,h.layer,h.head]
-    return z.float()@(o(h).float()@torch.as_tensor(V).to(o(h).device,torch.float32).T).to(z.device)
+    put = lambda x: torch.as_tensor(x).detach().to("cpu",torch.float64)
+    return (put(z)@(put(o(h))@put(V).T)).to(z.device,torch.float32)
 
 # %% ../nbs/04_interventions.ipynb #c065
 def set_coordinates_hooks(model, # from `load_model`
@@ -559,8 +592,11 @@ def _others(model, w, edit:Edit, c:Change, taken:set, within:str, g)->tuple[Head
 def _frame(model, c:Change, within:str, g)->tuple[Head,Tensor,tuple]: # head, directions, names
     "A random orthonormal frame within what the head writes, or in the whole residual stream"
     W,k = _Outputs(model)(c.where).detach().to("cpu",torch.float64),len(c.V)
-    mix = torch.randn(k,len(W) if within=="head" else W.shape[1],generator=g).double()
     basis = torch.linalg.svd(W,full_matrices=False) if within=="head" else None
+    mix = torch.randn(k,len(W) if within=="head" else W.shape[1],generator=g,dtype=torch.float32,device="cpu").double()
+    rank = W.shape[1] if basis is None else int((basis[1]>1e-6*basis[1][0]).sum())
+    if rank<k: raise EditError(f"Head {c.where} writes {rank} directions, too few to draw {k} from. Choose within='residual'.")
+    if basis is not None: mix = mix[:,:len(basis[1])] # a head may have more values than the residual stream has entries
     rows = mix if basis is None else mix@(basis[2]*(basis[1]>1e-6*basis[1][0])[:,None])
     return c.where,torch.linalg.qr(rows.T)[0].T,tuple(f"random {i} in {within}" for i in range(k))
 
@@ -571,7 +607,9 @@ def random_like(edit:Edit,
                 within:str="components", # "components", "head", "other heads" or "residual"
                )->Edit:
     "A control of the same size: the same matrices on other directions"
-    if within not in ("components","head","other heads","residual"): raise EditError(f"Unknown {within!r}. Choose components, head, other heads or residual.")
+    if within not in ("components","head","other heads","residual"):
+        raise EditError(f"Unknown {within!r}. Choose components, head, other heads or residual.")
+    if not isinstance(edit,Edit): raise EditError(f"The first argument is the edit to be matched, then the model; this is a {type(edit).__name__}.")
     check_target(edit,model)
     g,processing = derive_generator(seed,"random_like",within),edit.info.get("processing") or "raw"
     w,taken,out = _weights(model,processing),{n for c in edit.changes for n in c.names},None
@@ -616,10 +654,16 @@ def load_edit(folder, # that `Edit.save` wrote
 # %% ../nbs/04_interventions.ipynb #c077
 def _read_edit(folder:Path)->tuple[dict,bytes]:
     "JSON and tensor bytes of a saved edit, each whole and belonging to the other"
-    if gone := [n for n in _files if not (folder/n).is_file()]: raise CheckpointError(f"{folder} holds no {' and no '.join(gone)}, so it is no edit that was saved here.")
+    if not folder.is_dir(): raise CheckpointError(f"{folder} is not a folder, so no edit was saved there. Name the folder that `save` wrote.")
+    if gone := [n for n in _files if not (folder/n).is_file()]:
+        raise CheckpointError(f"{folder} holds no {' and no '.join(gone)}, so it is no edit that was saved here.")
     try: about = json.loads((folder/_files[1]).read_text(encoding="utf-8"))
+    except OSError as e: raise CheckpointError(f"{folder/_files[1]} cannot be read ({e.strerror or e}).") from e
     except ValueError as e: raise CheckpointError(f"{folder/_files[1]} is not valid JSON ({e}). Save the edit again.") from e
-    if not isinstance(about,dict) or about.get("kind")!=_kind: raise CheckpointError(f"{folder/_files[1]} does not describe an edit of this package.")
+    kind = str(about.get("kind")) if isinstance(about,dict) else ""
+    if kind!=_kind and re.fullmatch(r"talking_heads edit \d+",kind): raise CheckpointError(f"{folder/_files[1]} was written in another form "
+        f"({kind}) than this version of the package reads ({_kind}). Install the version that wrote it, or a newer one.")
+    if kind!=_kind: raise CheckpointError(f"{folder/_files[1]} does not describe an edit of this package.")
     check_safetensors(folder/_files[0])
     data = (folder/_files[0]).read_bytes()
     if hashlib.sha256(data).hexdigest()!=about.get("tensors"): raise CheckpointError(f"{folder/_files[0]} and {_files[1]} do not belong together, or one "

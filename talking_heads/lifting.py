@@ -293,12 +293,14 @@ def _lesson(suffix:Suffix, tokens:Tensor, window:int|None, n_items:int=0, **kw)-
     return Lesson(e,suffix.run(e),n_items,**kw)
 
 def _lists(suffix, n_items, per, templates, seed, window)->list:
-    "One lesson per template and length"
-    out,args = [],task_args(suffix.model)
+    "One lesson per template and length; lengths that the model cannot read are left out"
+    out,args,room = [],task_args(suffix.model),suffix.model.cfg.n_ctx
     for n in progress(n_items,"caching lists"):
         for t in templates:
             p = laundry_list(**args,n_items=n,n=per,template=t,seed=seed)
+            if max(len(q.tokens) for q in p)>room: continue
             out += [_lesson(suffix,p[g].tokens,window,n,answers=p[g].answer_ids,keys=p[g].pos("answer")) for g in p.groups()]
+    if not out: raise TaskError(f"The model reads {room} tokens at most, and none of these lists is that short. There is nothing to train on.")
     return out
 
 # %% ../nbs/lifting.ipynb #c027
@@ -312,13 +314,15 @@ def _contrasts(suffix, n_items, per, seed, window)->list:
     for n in n_items:
         p = contrast_suite(**args,n_items=n,n=per*k,form="train",seed=seed)
         if _unknown(suffix.model,p.tokens): return []
+        p = p[torch.tensor([len(q.tokens)<=suffix.model.cfg.n_ctx for q in p])]
         out += [_lesson(suffix,p[g].tokens,window,n,items=item_ids(p[g]),left=left_over(p[g])) for g in p.groups()]
     return out
 
 # %% ../nbs/lifting.ipynb #c028
 def _plain(model, n:int, length:int, split:str, seed:int)->Tensor: # (n pos)
     "Windows of ordinary text, a different choice for each seed; IOI prompts where the tokenizer lacks the words of ordinary text"
-    t = ordinary_text(**task_args(model),length=length,split=split).tokens
+    args = task_args(model)
+    t = ordinary_text(**args,length=min(length,model.cfg.n_ctx-args["bos"]),split=split).tokens
     if _unknown(model,t):
         p = ioi(**task_args(model),n=4*n,seed=2000+seed+(split=="test"))
         t = p[max(p.groups(4*n),key=len)].tokens

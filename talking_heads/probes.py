@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['contrast_forms', 'held_out_contrasts', 'neutral_answer', 'Document', 'documents', 'Text', 'ordinary_text',
-           'contrast_suite', 'item_ids', 'left_over', 'preference']
+           'left_out_forms', 'contrast_suite', 'item_ids', 'left_over', 'preference']
 
 # %% ../nbs/probes.ipynb #c003
 from .core import * # first: it silences a warning of the next imports
@@ -144,10 +144,20 @@ def _contrast_draft(rng, form:str, n_items:int, i:int, items:list, ids:dict)->_D
     if right: spans["answer"] = spans[f"item{words.index(answer)+1}"]
     return _Draft(text, spans, answer, tuple(w for w in words if w!=answer), {w:ids[w] for w in (*words,answer)}, info)
 
+# %% ../nbs/probes.ipynb #n022a
+def left_out_forms(tokenizer, # fast Hugging Face tokenizer
+                  )->dict: # form to the reason
+    "Contrast forms that this tokenizer has no words for: those that move on to a neutral word need it as one token"
+    try: _word_ids(tokenizer,[neutral_answer])
+    except TaskError as e: return {f:str(e) for f,(kind,_) in contrast_forms.items() if kind=="none"}
+    return {}
+
 # %% ../nbs/probes.ipynb #c023
 def _forms(form)->list[str]:
-    "Names of forms from a form, a split or `all`"
-    groups = {"all":list(contrast_forms),"train":[f for f in contrast_forms if f not in held_out_contrasts],"held-out":list(held_out_contrasts)}
+    "Names of forms from a form, several, a split or `all`"
+    train = [f for f in contrast_forms if f not in held_out_contrasts]
+    groups = {"all":list(contrast_forms),"train":train,"held-out":list(held_out_contrasts)}
+    if not isinstance(form,str): return [f for x in form for f in _forms(x)]
     if form in groups: return groups[form]
     if form in contrast_forms: return [form]
     raise TaskError(f"Unknown form {form!r}. Choose all, train, held-out, or one of {', '.join(contrast_forms)}.")
@@ -156,23 +166,27 @@ def _forms(form)->list[str]:
 def contrast_suite(tokenizer, # fast Hugging Face tokenizer
                    n_items:int=5, # items in the list, 3 to 20
                    n:int=200, # number of prompts, spread evenly over the forms
-                   form:str="all", # a key of `contrast_forms`, `"train"`, `"held-out"` or `"all"`
+                   form="all", # a key of `contrast_forms`, several, `"train"`, `"held-out"` or `"all"`; without `left_out_forms`
                    seed:int=0, # same seed, same prompts
                    bos:bool=False, # begin each prompt with BOS?
                   )->Prompts: # raises `TaskError` on a bad length, form or tokenizer
     "Lists with mentions after which the item left over is not the answer, balanced over its position and the order of mention"
-    forms = _forms(form)
+    wanted,lost = _forms(form),left_out_forms(tokenizer)
+    forms = [f for f in wanted if f not in lost]
+    if not forms: raise TaskError(f"The form {', '.join(wanted)} cannot be built: {' '.join({*lost.values()})}")
     if not 3<=n_items<=20: raise TaskError(f"A contrast list of {n_items} items cannot be built: choose 3 to 20.")
     items = _enough(tokenizer, list_items, n_items, "items")
     ids = _word_ids(tokenizer, items+[neutral_answer]*any(contrast_forms[f][0]=="none" for f in forms))
     rngs = {f:random.Random(f"contrast-{f}-{n_items}-{seed}") for f in forms}
-    drafts = [_contrast_draft(rngs[f], f, n_items, i//len(forms), items, ids) for i in range(n) for f in [forms[i%len(forms)]]]
+    turns = [(forms[i%len(forms)],i//len(forms)) for i in range(n)]
+    drafts = [_contrast_draft(rngs[f], f, n_items, i, items, ids) for f,i in turns]
     return _build(tokenizer, drafts, "contrast", bos)
 
 # %% ../nbs/probes.ipynb #c029
 def item_ids(prompts:Prompts, # of one list length
             )->Tensor: # (batch item) in the order of the list
     "Token ids of the items of each list"
+    if len({p.info["n_items"] for p in prompts})>1: raise TaskError("These prompts have lists of several lengths. Take one length at a time.")
     known = [dict(zip((p.answer,)+p.distractors, (p.answer_id,)+p.distractor_ids)) for p in prompts]
     return torch.tensor([[ids[w] for w in p.info["items"].split(",")] for p,ids in zip(prompts,known)])
 

@@ -370,12 +370,12 @@ def test_removal_does_what_the_circuit_says(toy):
     prompts, known = the_prompts(toy), component_edit(toy, ["1.0.0", "1.0.1", "1.1.0", "1.1.1"])
     score = lambda r: float(inhibition_score(r.attention[:, 2, :4]).mean())
     assert score(readout(toy, prompts)) > .9
-    assert score(edited_readout(toy, prompts, known)) < .15 and score(edited_readout(toy, prompts, known, None)) < .15
-    for seed in range(3): assert score(edited_readout(toy, prompts, random_like(known, toy, seed, "other heads"))) > .9
+    assert score(readout_with_edit(toy, prompts, known, "END")) < .15 and score(readout_with_edit(toy, prompts, known, "everywhere")) < .15
+    for seed in range(3): assert score(readout_with_edit(toy, prompts, random_like(known, toy, seed, "other heads"), "END")) > .9
 
-def test_edited_readout_is_the_reruns(toy):
+def test_readout_at_end_is_the_reruns(toy):
     prompts, edit = the_prompts(toy), component_edit(toy, {"1.0.0": 0, "1.1.1": 2.})
-    r = edited_readout(toy, prompts, edit)
+    r = readout_with_edit(toy, prompts, edit, "END")
     for g in prompts.groups(): close(Reruns(toy, prompts[g]).run(edit_hooks(toy, edit)), r.logits[g], 1e-4)
     assert r.prompts is prompts
 
@@ -406,7 +406,7 @@ def test_own_coordinates_change_nothing_and_zero_removes(toy):
     r = readout(toy, p)
     with toy.hooks(set_coordinates_hooks(toy, "1.0", V, coordinates(r, toy, V, "1.0"), p.pos("END"))): close(readout(toy, p).logits, r.logits)
     with toy.hooks(set_coordinates_hooks(toy, "1.0", V, torch.zeros(2), p.pos("END"))): zero = readout(toy, p).logits
-    close(zero, edited_readout(toy, p, edit).logits)
+    close(zero, readout_with_edit(toy, p, edit, "END").logits)
     close(Reruns(toy, p).run(set_coordinates_hooks(toy, "1.0", V, [0., 0.])), zero)
 
 def test_what_a_head_cannot_write_is_refused_in_activations(toy):

@@ -42,7 +42,7 @@ def test_every_removal_is_the_slow_removal(toy, prompts, components_of):
     v = remove_each(toy, prompts, dirs, movers)
     assert v.attention.shape == (30, len(names)+1, 3, 3)
     for j in range(len(names)):
-        r = edited_readout(toy, prompts, component_edit(toy, names[j]))
+        r = readout_with_edit(toy, prompts, component_edit(toy, names[j]), "END")
         close(v.attention[:, j], r.attention[:, watch[0], watch[1]])
         close(v.choices[:, j], choice_logits(r), 1e-3)
     r = readout(toy, prompts)
@@ -67,7 +67,7 @@ def test_scaling(toy, prompts, components_of):
     removed = remove_each(toy, prompts, dirs[:1], movers)
     close(v.attention[:, 0], removed.attention[:, 1])
     close(v.attention[:, 1], removed.attention[:, 0])
-    close(v.choices[:, 2], choice_logits(edited_readout(toy, prompts, component_edit(toy, {names[0]: -2.5}))), 1e-3)
+    close(v.choices[:, 2], choice_logits(readout_with_edit(toy, prompts, component_edit(toy, {names[0]: -2.5}), "END")), 1e-3)
 
 def test_the_built_in_circuit(toy, components_of):
     "The inhibition heads' components matter at END, the candidates' head's do not carry the message"
