@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['own_options', 'died', 'friendly', 'spelled', 'arguments', 'command', 'check_seed', 'check_memory', 'check_modes',
-           'th_model', 'th_scan', 'th_edit', 'paper_notebook', 'own_kernel', 'headline', 'Short', 'th_paper',
-           'th_compare', 'th_brief', 'th_sweep']
+           'check_choice', 'th_model', 'th_scan', 'th_edit', 'paper_notebook', 'own_kernel', 'headline', 'Short',
+           'th_paper', 'th_compare', 'th_brief', 'th_sweep']
 
 # %% ../nbs/commands.ipynb #c003
 import ast, difflib, functools, hashlib, importlib, json, os, re, signal, sys, tempfile, threading, time
@@ -62,12 +62,13 @@ def _parser(f):
             p._option_string_actions[new] = p._option_string_actions.pop(old)
     def refuse(message):
         options = [o for o in p._option_string_actions if o.startswith("--")]
-        wrong = [w for w in message.split() if w.startswith("-") and w not in p._option_string_actions]
+        unknown = message.split(": ",1)[1].split() if message.startswith("unrecognized") else []
+        wrong = [w for w in unknown if w.startswith("--")]
         near = [difflib.get_close_matches(w.split("=")[0],options,n=1,cutoff=.5) for w in wrong]
         meant = "".join(f" Did you mean {x[0]}?" for x in near if x)
         how = " Write parameters of the notebook as -p n_prompts 50 or n_prompts=50." if "-p" in p._option_string_actions else ""
-        raise UsageError(f"{f.__name__}: {message}.{meant}{how if 'unrecognized' in message or '-p' in message else ''} "
-                         f"{f.__name__} --help lists the options.")
+        how = how if unknown or "argument -p" in message else ""
+        raise UsageError(f"{f.__name__}: {message}.{meant}{how} {f.__name__} --help lists the options.")
     p.error = refuse
     return p
 
@@ -105,7 +106,12 @@ def check_memory(text)->str:
 def check_modes(text:str)->str:
     "Modes in capitals, or `UsageError`"
     if text and set(text.upper())<=set("QKV"): return text.upper()
-    raise UsageError(f"--modes {text!r} names no modes. Choose some of Q, K and V, for example QK.")
+    raise UsageError(f"Unknown modes {text!r}. Choose some of Q, K and V, for example QK.")
+
+def check_choice(name:str, value:str, *choices:str)->str:
+    "One of some words, or `UsageError`"
+    if value in choices: return value
+    raise UsageError(f"Unknown {name} {value!r}. Choose {' or '.join(choices)}.")
 
 # %% ../nbs/commands.ipynb #c010
 @command
@@ -162,8 +168,8 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             modes:Param("modes to scan, e.g. QK",str)="QKV",
             reader:Param("only these reading heads, e.g. 9.9 or 9.9,9.6",str)="",
             top:Param("writers kept for each reader and mode; 0 keeps all",int)=100,
-            level:Param("component, or head for whole writing heads",str,choices=["component","head"])="component",
-            processing:Param("folded (norm gains in the weights) or raw (as the checkpoint has them)",str,choices=["folded","raw"])="folded",
+            level:Param("component, or head for whole writing heads",str)="component",
+            processing:Param("folded (norm gains in the weights) or raw (as the checkpoint has them)",str)="folded",
             rope_distance:Param("tokens from key to query for rotary models; without it position is ignored",int)=None,
             device:Param("where the products run: cpu, cuda",str)="cpu",
             memory:Param("bound on what the scan adds to Python and torch (about 0.4 GB), e.g. 4GB",str)="4GB",
@@ -171,6 +177,8 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
     "Scan a model's weights for heads that could talk: scan.parquet, scan.json, and scan.html with the charts"
     out,memory,modes = Path(out).expanduser().resolve(),check_memory(memory),check_modes(modes)
     if top<0: raise UsageError(f"--top {top}: give how many writers to keep for each reader, or 0 for all.")
+    check_choice("level",level,"component","head")
+    check_choice("processing",processing,"raw","folded")
     for h in reader.replace(","," ").split(): parse_head(h)
     check_run_folder(out,"scan")
     try:

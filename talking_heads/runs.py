@@ -79,7 +79,7 @@ _files = ("results.json","paper.ipynb","paper.html","brief.en.html","brief.ja.ht
 def _read_key(path:Path)->dict|None:
     "The key of a run that is already here"
     try: return dict(json.loads((path/"tables"/"key.json").read_text(encoding="utf-8")))
-    except FileNotFoundError: return None
+    except (FileNotFoundError,NotADirectoryError): return None
     except (OSError,ValueError,TypeError) as e:
         raise OutputError(f"{path} holds something that is not a run of this package ({e}). Choose another folder.") from e
 
@@ -96,8 +96,7 @@ def check_run_folder(path, # a folder, there or not
     "Refuse a folder that holds another kind of results or somebody else's files, and change nothing"
     path = Path(path).expanduser().resolve()
     if path.exists() and not path.is_dir(): raise OutputError(f"Cannot write {path}: it is a file. Choose a folder.")
-    try: old,mark = _read_key(path),mark_of(path)
-    except NotADirectoryError as e: raise unwritable(path,e) from e
+    old,mark = _read_key(path),mark_of(path)
     have = mark or (old and (old.get("kind") or "paper run"))
     if have and have!=kind:
         raise OutputError(f"{path} holds a {have}, which this would overwrite. Choose another folder.")
