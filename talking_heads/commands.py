@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.script import Param, anno_parser, store_true
 from .core import *
 from .checkpoints import find_checkpoint
-from .runs import check_run_folder, check_same, read_results
+from .runs import check_run_folder, check_same, leave_unused, read_results
 
 # %% ../nbs/commands.ipynb #c005
 def friendly(f):
@@ -396,8 +396,8 @@ def _our_errors()->set:
     "Names of all errors of this package, those of modules included that are not imported here"
     found,ours = {},{"TalkingHeadsError"}
     for f in Path(__file__).resolve().parent.glob("*.py"):
-        found |= dict(re.findall(r"^class (\w+)\((\w+)\):",f.read_text(encoding="utf-8"),re.MULTILINE))
-    while more := {n for n,parent in found.items() if parent in ours}-ours: ours |= more
+        found |= dict(re.findall(r"^class (\w+)\((.*)\):",f.read_text(encoding="utf-8"),re.MULTILINE))
+    while more := {n for n,parents in found.items() if ours&set(re.findall(r"\w+",parents))}-ours: ours |= more
     return ours
 
 died = "The process that ran the notebook was ended from outside" # sweeps know a run that may be tried again by it
@@ -506,7 +506,7 @@ def _run_paper(notebook:Path, out:Path, params:dict)->None:
     try:
         try: _with_progress(lambda: _execute(notebook,out,params))
         except IncompleteError as e: _with_progress(lambda: _execute(*_from_weights(out,params,str(e))))
-    finally: unmark_empty(out)
+    finally: leave_unused(out)
 
 def _pages(out:Path, model:str)->None:
     "Say what came out, make the pages, say where everything is"
@@ -568,11 +568,10 @@ def th_brief(run:Param("folder of th_paper, or a results.json",str,opt=False,nar
              out:Param("file to write, .html or .md; without it the page is printed as Markdown",str)=None):
     "One page for the person who must decide: what the model does, where it fails, what an edit changes and costs, how sure we are"
     from talking_heads.brief import brief
-    b = brief(read_results(run),lang)
-    if out is None: return print(b.markdown(),end="")
+    if out is None: return print(brief(read_results(run),lang).markdown(),end="")
     out = Path(out).expanduser().resolve()
     if out.is_dir(): raise OutputError(f"{out} is a folder. Give a file in it that ends in .html or .md.")
-    with folder_lock(out.parent,"th_brief",wait=2): print(b.save(out))
+    with folder_lock(out.parent,"th_brief",wait=2): print(brief(read_results(run),lang).save(out))
 
 # %% ../nbs/commands.ipynb #c043
 def _sweep_tasks(name:str, out, given:list, jobs:int, **kw)->tuple[list[dict],str]: # tasks, title

@@ -6,7 +6,7 @@
 __all__ = ['TalkingHeadsError', 'ModelError', 'CheckpointError', 'IncompleteError', 'TaskError', 'HeadError', 'UsageError',
            'OutputError', 'InUseError', 'EditError', 'Head', 'parse_head', 'check_heads', 'one_layer', 'atomic_path',
            'unwritable', 'replace_folder', 'write_json', 'FolderLock', 'take_folder', 'folder_lock', 'lock_for_child',
-           'mark_of', 'mark_folder', 'unmark_empty', 'stoppable', 'sha256', 'sha256_many', 'versions', 'progress']
+           'mark_of', 'mark_folder', 'unmark_folder', 'stoppable', 'sha256', 'sha256_many', 'versions', 'progress']
 
 # %% ../nbs/core.ipynb #c003
 import errno, hashlib, json, os, re, shutil, signal, socket, sys, tempfile, threading, time, uuid
@@ -206,18 +206,18 @@ class FolderLock:
     "A folder that this thread alone may write, until `release`"
     def __init__(self, path, # folder; made if missing
                  what:str, # who takes it, for whoever comes second
-                 wait:float=0., # seconds to wait for it
                 ): # raises `InUseError`, or `OutputError` where the folder cannot be written
         self.path = Path(path).expanduser().resolve()
         self.file,self.fd,self.times = self.path/_lock_name,None,1
         self.thread,self.token = threading.current_thread(),uuid.uuid4().hex
-        self.new = not self.path.exists()
+        self.new = [p for p in (self.path,*self.path.parents) if not p.exists()] # the deepest first
         self.who = dict(what=what,pid=os.getpid(),host=socket.gethostname(),
                         since=time.strftime("%Y-%m-%d %H:%M:%S"),token=self.token)
-        end = time.monotonic()+wait
-        while not self._take():
-            if time.monotonic()>=end: raise _in_use(self.path,_holder(self.file))
-            time.sleep(.1)
+        try: taken = self._take()
+        except OutputError:
+            self._leave()
+            raise
+        if not taken: raise _in_use(self.path,_holder(self.file))
 
     def _take(self)->bool:
         "One try"
@@ -230,20 +230,24 @@ class FolderLock:
         return _holder(self.file).get("token") in _passed_on() # a parent has it, for us too
 
 # %% ../nbs/core.ipynb #k006
-def _release(self):
-    "Give the folder back; the file goes first, so that nobody finds a free lock with an old name in it"
+def _leave(self:FolderLock):
+    "Leave the folder: the file goes first, so that nobody finds a free lock with an old name in it"
+    if self.fd is not None:
+        if _still_there(self.fd,self.file): self.file.unlink(missing_ok=True)
+        os.close(self.fd)
+        self.fd = None
+    with suppress(OSError): # only folders into which nothing was put
+        for p in self.new: p.rmdir()
+
+def _release(self:FolderLock):
+    "Give the folder back"
     with _guard:
         self.times -= 1
         if self.times>0: return
         if _held.get(str(self.path)) is self: del _held[str(self.path)]
-        if self.fd is None: return
-        if _still_there(self.fd,self.file): self.file.unlink(missing_ok=True)
-        os.close(self.fd)
-        self.fd = None
-        if self.new:
-            with suppress(OSError): self.path.rmdir() # only if nothing was put into it
+        self._leave()
 
-FolderLock.release = _release
+FolderLock._leave,FolderLock.release = _leave,_release
 
 # %% ../nbs/core.ipynb #k016
 def take_folder(path, # folder; made if missing
@@ -252,16 +256,22 @@ def take_folder(path, # folder; made if missing
                 again:bool=True, # may this thread take it once more?
                )->FolderLock: # raises `InUseError`, or `OutputError` where the folder cannot be written
     "The lock of a folder, to be given back with `release`"
+    end,place = time.monotonic()+wait,str(Path(path).expanduser().resolve())
+    while True:
+        try: return _taken(place,what,again)
+        except InUseError:
+            if time.monotonic()>=end: raise
+        time.sleep(.1)
+
+def _taken(place:str, what:str, again:bool)->FolderLock:
+    "One try to take a folder: the lock that this thread has already, or a new one"
     with _guard:
-        mine = _held.get(str(Path(path).expanduser().resolve()))
+        mine = _held.get(place)
         if mine and mine.who["pid"]!=os.getpid(): mine = None # a fork: the lock is the parent's
         if mine and not (again and mine.thread is threading.current_thread()): raise _in_use(mine.path,mine.who)
-        if mine:
-            mine.times += 1
-            return mine
-        lock = FolderLock(path,what,wait)
-        _held[str(lock.path)] = lock
-        return lock
+        if mine: mine.times += 1
+        else: mine = _held[place] = FolderLock(place,what)
+        return mine
 
 # %% ../nbs/core.ipynb #k007
 @contextmanager
@@ -300,10 +310,10 @@ def mark_folder(path, # a folder
     "Mark a folder as made by this package, before anything else is written there"
     if mark_of(path)!=kind: write_json(dict(made_by="talking_heads",kind=kind),Path(path)/_mark)
 
-def unmark_empty(path, # a folder
-                )->None:
+def unmark_folder(path, # a folder
+                 )->None:
     "Take the mark off a folder into which nothing was written"
-    if {p.name for p in Path(path).iterdir()}<={_mark,_lock_name}: (Path(path)/_mark).unlink(missing_ok=True)
+    (Path(path)/_mark).unlink(missing_ok=True)
 
 # %% ../nbs/core.ipynb #k013
 @contextmanager
