@@ -23,7 +23,7 @@ setup: ## make .venv with the package, its tools and the default model (PYTHON=p
 	@$(PYTHON) -c '' 2>/dev/null || { echo 'Set-up failed. $(PYTHON) does not run here; name a Python that does: make setup PYTHON=python3.12' >&2; exit 1; }
 	@$(PYTHON) tools/bootstrap.py
 
-paper: setup ## rerun the paper: MODEL=smollm2 SEED=0 OUT=runs/paper PARAMS="-p n_prompts 50"
+paper: setup ## rerun the paper: MODEL=smollm2 SEED=0 OUT=runs/paper PARAMS="n_prompts=50 how=quick"
 	@$(BIN)/th_paper --model "$(or $(MODEL),smollm2)" --seed "$(or $(SEED),0)" --out "$(or $(OUT),runs/paper)" $(PARAMS)
 
 test: setup check notebooks-test ## all tests: the fast check, the notebooks' cells, pytest

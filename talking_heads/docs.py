@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['vega_file', 'views', 'DocsError', 'page_name', 'directives', 'Symbol', 'symbols', 'symbol_index', 'linked', 'card',
            'site_notebook', 'sidebar', 'citation_page', 'dark_theme', 'project_root', 'prepare', 'mathml', 'stackable',
-           'finish', 'link_faults', 'build_docs', 'serve_preview', 'chromium', 'browser', 'settled', 'take_screenshots',
-           'served', 'page_costs', 'th_docs']
+           'finish', 'link_faults', 'check_site_folder', 'build_docs', 'serve_preview', 'chromium', 'browser',
+           'settled', 'take_screenshots', 'served', 'page_costs', 'th_docs']
 
 # %% ../nbs/docs.ipynb #c003
 import ast, functools, html, http.server, io, json, re, shutil, subprocess, tempfile, threading, time, tokenize
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-from fastcore.script import Param, call_parse, store_true
+from fastcore.script import Param, store_true
 from .core import *
 from .charts import chart_html
-from .commands import friendly
+from .commands import command
 
 # %% ../nbs/docs.ipynb #c005
 class DocsError(TalkingHeadsError):
@@ -579,10 +579,15 @@ def _quarto(proc):
     return proc/"_site"
 
 # %% ../nbs/docs.ipynb #c076
-def _put(made, out):
-    "Move a finished site to its place"
+def check_site_folder(out:Path)->None:
+    "`DocsError` for a folder that holds something else, before anything is built"
+    if out.exists() and not out.is_dir(): raise DocsError(f"{out} is a file. Give a folder.")
     if out.exists() and any(out.iterdir()) and not (out/"site_libs").is_dir():
         raise DocsError(f"{out} holds something that is no site, and would be replaced. Give another folder, or empty it yourself.")
+
+def _put(made, out):
+    "Move a finished site to its place"
+    check_site_folder(out)
     try:
         out.parent.mkdir(parents=True,exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=out.parent,prefix=f".{out.name}."))
@@ -598,7 +603,8 @@ def build_docs(root:Path=".", # a folder of the checkout
               )->Path: # the site; `DocsError` if it cannot be built or a link is broken
     "Build the site from the notebooks as they are stored"
     root = project_root(root)
-    out = Path(out) if out else root/_settings(root)["doc_path"]
+    out = Path(out).expanduser() if out else root/_settings(root)["doc_path"]
+    check_site_folder(out)
     with tempfile.TemporaryDirectory(prefix="th_docs_") as tmp:
         proc = Path(tmp)/"_proc"
         proc.mkdir()
@@ -742,8 +748,13 @@ def page_costs(site:Path, # a built site
     with ThreadPoolExecutor(1) as own: return own.submit(_costs,Path(site),pages,repeats).result() # Playwright refuses a thread with an event loop, as a notebook's is
 
 # %% ../nbs/docs.ipynb #c091
-@call_parse
-@friendly
+def _pictures(site:Path, folder:Path)->None:
+    "Screenshots of a finished site, which stays where it is if they cannot be taken"
+    try: shots = take_screenshots(site,folder)
+    except TalkingHeadsError as e: raise DocsError(f"The site is built and in {site}, but no pictures were taken. {e}") from e
+    print(f"{folder}: {len(shots)} pictures")
+
+@command
 def th_docs(out:Param("folder of the site; by default doc_path of settings.ini, _docs",str)=None,
             preview:Param("serve the site and build it again whenever a notebook changes",store_true)=False,
             port:Param("port of the preview",int)=8000,
@@ -751,7 +762,10 @@ def th_docs(out:Param("folder of the site; by default doc_path of settings.ini, 
             quarto:Param("let Quarto write the pages; the less tested way",store_true)=False):
     "Build the documentation from the stored notebooks; runs no code of theirs and no model"
     start,root = time.time(),project_root()
-    site = build_docs(root,out,quarto=quarto,reload=preview)
-    print(f"{site}: {len(list(site.rglob('*.html')))} pages in {time.time()-start:.0f} s")
-    if screenshots: take_screenshots(site,Path(screenshots))
-    if preview: serve_preview(root,site,port)
+    out = Path(out).expanduser().resolve() if out else root/_settings(root)["doc_path"]
+    check_site_folder(out)
+    with folder_lock(out.parent/f".{out.name}.lock","th_docs"): # beside the site, whose folder is replaced as a whole
+        site = build_docs(root,out,quarto=quarto,reload=preview)
+        print(f"{site}: {len(list(site.rglob('*.html')))} pages in {time.time()-start:.0f} s")
+        if screenshots: _pictures(site,Path(screenshots).expanduser())
+        if preview: serve_preview(root,site,port)

@@ -8,6 +8,7 @@ __all__ = ['to_html', 'page']
 # %% ../nbs/report.ipynb #c003
 import ast, re
 from html import escape
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import nbformat
@@ -81,9 +82,19 @@ def _offline_outputs(nb):
     return nb
 
 # %% ../nbs/report.ipynb #c019
+def _own_templates()->list[str]: # folders
+    "Where the templates lie that came with the installed nbconvert"
+    try: found = [f for f in files("nbconvert") or () if f.as_posix().endswith("nbconvert/templates/basic/conf.json")]
+    except PackageNotFoundError: found = []
+    return [str(Path(f.locate()).resolve().parents[3]) for f in found]
+
+class _Exporter(HTMLExporter):
+    "An exporter that reads no template of the machine's other environments"
+    def get_prefix_root_dirs(self): return _own_templates() or super().get_prefix_root_dirs()
+
 def _body(nb):
     "The cells of `nb` as parsed HTML, images inside"
-    html,_ = HTMLExporter(template_name="basic", embed_images=True).from_notebook_node(nb)
+    html,_ = _Exporter(template_name="basic", embed_images=True).from_notebook_node(nb)
     soup = BeautifulSoup(html, "html.parser")
     for tag in soup.select(".prompt, .anchor-link"): tag.decompose()
     return soup

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['grace', 'PlannedRun', 'SweepError', 'expand', 'ready_sweeps', 'read_spec', 'load_sweep', 'paper_command',
-           'read_record', 'read_json', 'state', 'plan', 'keep', 'run_task', 'stoppable', 'connect', 'flatten',
+           'read_record', 'read_json', 'state', 'plan', 'keep', 'run_task', 'check_sweep_folder', 'connect', 'flatten',
            'sweep_table', 'side_by_side', 'by_run', 'save_table', 'metric_chart', 'sweep']
 
 # %% ../nbs/sweeps.ipynb #c003
@@ -16,7 +16,6 @@ from html import escape
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from filelock import FileLock, Timeout
 from .core import *
 from .checkpoints import find_checkpoint, toys
 
@@ -54,7 +53,8 @@ PlannedRun.name = property(_run_name, doc="Name of its folder, the same in every
 class SweepError(TalkingHeadsError):
     "A sweep that cannot start: a file that makes no sense, a scheduler that cannot be reached, a folder in use"
 
-_texts,_ints = ({"type":"array","items":{"type":t},"minItems":1,"uniqueItems":True} for t in ("string","integer"))
+_list = lambda **item: {"type":"array","items":item,"minItems":1,"uniqueItems":True}
+_texts,_ints = _list(type="string"),_list(type="integer",minimum=0,maximum=2**32-1)
 _one = dict(dtype={"enum":["float32","bfloat16","float16"]}, device={"type":"string"}, revisions=_texts, seeds=_ints, parameters={"type":"object"})
 _model = {"type":"object","properties":dict(name={"type":"string","minLength":1},revision={"type":"string"},**_one),
     "required":["name"],"additionalProperties":False}
@@ -257,11 +257,14 @@ def _command(task:dict, extra:list, gone:threading.Event)->tuple[int,str]: # exi
         f.flush()
         start = f.tell()
         # in the run's own folder: a folder that happens to be called gpt2 where a worker was started is not the model
-        p = subprocess.Popen(args,stdin=subprocess.DEVNULL,stdout=f,stderr=f,env={**task["env"],**os.environ},cwd=task["folder"])
+        lock = lock_for_child() # the folder is the keeper's, and the command's too
+        p = subprocess.Popen(args,stdin=subprocess.DEVNULL,stdout=f,stderr=f,cwd=task["folder"],
+                             env={**task["env"],**lock["env"]},pass_fds=lock["pass_fds"])
         return _until_done(p,gone),_words(log,start)
 
 # %% ../nbs/sweeps.ipynb #c034
 _refused = "cannot be resumed" # in what `RunFolder` says about a folder with other settings
+_died = "was ended from outside" # in what `th_paper` says about a kernel that is gone
 
 def _ending(code:int, words:str, folder:Path, gone:bool)->dict:
     "How a command ended, as a part of the record"
@@ -269,7 +272,7 @@ def _ending(code:int, words:str, folder:Path, gone:bool)->dict:
     if gone: return dict(status="stopped",reason="stopped before its end")
     if code==0: return dict(status="failed",reason="The command succeeded and left no results.json.")
     if code<0: return dict(status="killed",reason=f"ended by {signal.Signals(-code).name}; a process that needs too much memory gets SIGKILL")
-    if code in (130,143) or "DeadKernelError" in words: return dict(status="killed",reason=words)
+    if code in (130,143) or _died in words: return dict(status="killed",reason=words)
     return dict(status="failed",reason=words)
 
 # %% ../nbs/sweeps.ipynb #c035
@@ -295,9 +298,8 @@ def keep(argv=None):
     "The keeper: one attempt at the task in its argument, unless the folder turns out to be finished; ends with its lifeline"
     task,gone = json.loads((argv or sys.argv)[1]),threading.Event()
     _follow_lifeline(gone)
-    lock = FileLock(Path(task["folder"])/".sweep.lock")
     while not gone.is_set():
-        with suppress(Timeout), lock.acquire(timeout=.3,poll_interval=.1):
+        with suppress(InUseError), folder_lock(task["folder"],"a run of th_sweep",wait=.3):
             record = read_record(task["folder"])
             if not (record.get("status")=="finished" and _same(task,record) and _intact(task["folder"],record)): _attempt(task,gone)
             return
@@ -364,27 +366,26 @@ def _here(tasks:list[dict], out:Path, jobs:int):
         _tell(out,"stop")
         pool.shutdown(wait=True,cancel_futures=True)
 
-# %% ../nbs/sweeps.ipynb #c042
-@contextmanager
-def stoppable():
-    "SIGTERM counts as Ctrl-C inside the block, where signals can be caught"
-    if threading.current_thread() is not threading.main_thread(): return (yield)
-    def stop(*_): raise KeyboardInterrupt
-    old = signal.signal(signal.SIGTERM,stop)
-    try: yield
-    finally: signal.signal(signal.SIGTERM,old)
-
 # %% ../nbs/sweeps.ipynb #c042b
+_tables = ("sweep.parquet","sweep.csv","sweep.html")
+
+def check_sweep_folder(out:Path)->None:
+    "`OutputError` for a folder that holds something else, before anything runs"
+    if out.exists() and not out.is_dir(): raise OutputError(f"Cannot write {out}: it is a file. Choose a folder.")
+    if (mark_of(out) or "sweep")!="sweep" or (out/"tables"/"key.json").exists():
+        raise OutputError(f"{out} holds a {mark_of(out) or 'paper run'}. Choose another folder for the sweep.")
+    theirs = [f for f in _tables if (out/f).exists()]
+    if theirs and not (mark_of(out) or (out/".sweep").exists()):
+        raise OutputError(f"{out} has a {theirs[0]} that th_sweep did not make. Choose another folder.")
+
 @contextmanager
 def _claimed(out:Path):
     "The folder of a sweep, for this process alone; all workers are told to stop when the block ends"
-    try: out.mkdir(parents=True,exist_ok=True)
-    except OSError as e: raise unwritable(out,e) from e
-    lock = FileLock(out/".sweep.lock")
-    try: lock.acquire(timeout=0)
-    except Timeout: raise SweepError(f"Another th_sweep is at work in {out}. Wait for it, stop it, or choose another --out.") from None
-    except OSError as e: raise unwritable(out,e) from e
+    check_sweep_folder(out)
+    try: lock = take_folder(out,"th_sweep",again=False)
+    except InUseError as e: raise SweepError(f"Another th_sweep cannot start here. {e}") from e
     try:
+        mark_folder(out,"sweep")
         _tell(out,"go")
         yield
     finally:
@@ -398,8 +399,9 @@ def connect(address:str, # tcp://host:8786, or the path of a scheduler file
     "A client of a cluster that exists, or `SweepError` within seconds"
     try: from distributed import Client
     except ImportError: raise SweepError("A Dask cluster needs the package distributed. Install it: pip install distributed") from None
-    where = dict(scheduler_file=address) if address.endswith(".json") else dict(address=address)
-    if "scheduler_file" in where and not Path(address).is_file(): raise SweepError(f"There is no scheduler file {address}.")
+    file = Path(address).expanduser()
+    where = dict(scheduler_file=str(file)) if address.endswith(".json") else dict(address=address)
+    if "scheduler_file" in where and not file.is_file(): raise SweepError(f"There is no scheduler file {address}.")
     try: return Client(**where,timeout=seconds,set_as_default=False)
     except (OSError,TimeoutError,ValueError,TypeError,KeyError) as e:
         raise SweepError(f"The Dask scheduler at {address} cannot be reached ({type(e).__name__}). Check that it runs (`dask scheduler`), "
@@ -546,7 +548,9 @@ def save_table(table, # from `sweep_table`
     text = f"<h1>{escape(title)}</h1><p>{done} of {len(runs)} runs are finished. Every number is in sweep.csv and sweep.parquet.</p>"
     text += "<h2>Runs</h2>"+runs.to_html(index=False,escape=False,na_rep="",border=0)
     if len(wide): text += "<h2>Side by side</h2><p>Values with 95% intervals.</p>"+wide.to_html(border=0)
-    return [*made,page(text,out/"sweep.html",title)]
+    try: return [*made,page(text,out/"sweep.html",title)]
+    except Exception as e: raise SweepError(f"The runs and their table are in {made[1]}, but {out/'sweep.html'} could not "
+        f"be made ({type(e).__name__}: {e}). The same command makes it again.") from e
 
 # %% ../nbs/sweeps.ipynb #c058
 def metric_chart(table, # from `sweep_table`

@@ -1,26 +1,53 @@
 "Run notebooks top to bottom and store their outputs, cleaned: `python tools/run_notebooks.py nbs/core.ipynb ...`"
+import os
 import sys
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
-from nbdev.clean import clean_nb
 from execnb.nbio import read_nb, write_nb
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbdev.clean import clean_nb
 
-def run(path: Path) -> None:
-    "Execute `path` in its own folder, refuse noise on stderr, and write it back clean"
-    nb = nbformat.read(path, 4)
-    NotebookClient(nb, timeout=1800, kernel_name="python3", extra_arguments=["--log-level=40"],
-                   resources={"metadata": {"path": str(path.parent)}}).execute()
-    noisy = [i for i, c in enumerate(nb.cells) for o in c.get("outputs", []) if o.get("name") == "stderr"]
-    nbformat.write(nb, path)
-    clean = read_nb(path)
+from talking_heads.commands import own_kernel
+
+def store(nb, path: Path) -> None:
+    "Write a notebook clean, whole or not at all"
+    part = path.with_name(f".{path.name}.part")
+    nbformat.write(nb, part)
+    clean = read_nb(part)
     clean_nb(clean, allowed_cell_metadata_keys=["tags"])
-    write_nb(clean, path)
-    if noisy: raise SystemExit(f"{path}: cells {noisy} wrote to stderr; a stored notebook must be quiet")
+    write_nb(clean, part)
+    os.replace(part, path)
+
+def execute(nb, folder: Path) -> str:
+    "Run all cells in `folder`; the reason if they did not get to the end, or were not quiet"
+    with own_kernel() as manager:
+        client = NotebookClient(nb, timeout=1800, kernel_manager_class=manager, extra_arguments=["--log-level=40"],
+                                resources={"metadata": {"path": str(folder)}})
+        try: client.execute()
+        except CellExecutionError as e: return f"a cell failed: {e.ename}: {e.evalue}"
+        except DeadKernelError: return "its process died, perhaps for lack of memory"
+    noisy = [i for i, c in enumerate(nb.cells) for o in c.get("outputs", []) if o.get("name") == "stderr"]
+    return f"cells {noisy} wrote to stderr; a stored notebook must be quiet" if noisy else ""
+
+def run(path: Path) -> bool:
+    "Execute `path` in its own folder and store it; one that fails is put beside it, and what was stored stays"
+    nb, failed = nbformat.read(path, 4), path.with_name(f".{path.stem}.failed.ipynb")
+    try: reason = execute(nb, path.parent)
+    except BaseException:
+        store(nb, failed)
+        print(f"{path}: interrupted. What was run so far is in {failed}; {path} is as it was.", file=sys.stderr)
+        raise
+    store(nb, failed if reason else path)
+    if reason: print(f"{path}: {reason}. What was run is in {failed}; {path} is as it was.", file=sys.stderr)
+    else: failed.unlink(missing_ok=True)
+    return not reason
 
 if __name__ == "__main__":
     paths = [Path(p) for p in sys.argv[1:]]
-    for p in paths or sorted(p for p in Path("nbs").glob("*.ipynb") if not p.is_symlink()):
+    bad = []
+    for p in paths or sorted(p for p in Path("nbs").glob("[!.]*.ipynb") if not p.is_symlink()):
         print(p, flush=True)
-        run(p)
+        if not run(p): bad.append(p)
+    if bad: sys.exit(f"Not stored: {', '.join(map(str, bad))}")

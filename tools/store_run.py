@@ -8,6 +8,7 @@ import nbformat
 from execnb.nbio import read_nb, write_nb
 from nbdev.clean import clean_nb
 
+from talking_heads.core import atomic_path
 from talking_heads.runs import code_behind, read_results
 
 root = Path(__file__).resolve().parent.parent
@@ -38,14 +39,16 @@ def store(run: Path, name: str, title: str) -> None:
     first[0] = f"# {title}"
     nb.cells[0].source = "\n".join(first)+"\n\n::: {.callout-note}\nA stored run, made with "+", ".join(f"`{k} = {v}`" for k, v in given.items())+".\n:::"
     out = root/"nbs"/"runs"/f"{name}.ipynb"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(scrubbed(nbformat.writes(nb), run, model), encoding="utf-8")
-    clean = read_nb(out)
-    clean_nb(clean, allowed_cell_metadata_keys=["tags"])
-    write_nb(clean, out)
     results |= dict(model=scrubbed(str(results["model"]), run, model))
     stored = dict(notebook=source.name, code=code_behind(source), parameters=given, results=results)
-    (out.with_suffix(".json")).write_text(scrubbed(json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False), run, model)+"\n", encoding="utf-8")
+    text = scrubbed(json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False), run, model)+"\n"
+    # both are made before either takes its place: the site reads them together
+    with atomic_path(out.with_suffix(".json")) as numbers, atomic_path(out) as pages:
+        numbers.write_text(text, encoding="utf-8")
+        pages.write_text(scrubbed(nbformat.writes(nb), run, model), encoding="utf-8")
+        clean = read_nb(pages)
+        clean_nb(clean, allowed_cell_metadata_keys=["tags"])
+        write_nb(clean, pages)
     print(f"{out.relative_to(root)} and its .json")
 
 if __name__ == "__main__": store(Path(sys.argv[1]).resolve(), *sys.argv[2:4])
