@@ -199,9 +199,9 @@ def _with_progress(f):
 
 # %% ../nbs/commands.ipynb #c027
 def _counts(verdicts:list)->str:
-    "How many claims came out how"
-    said = [v["verdict"] for v in verdicts]
-    return "Claims: "+(", ".join(f"{said.count(k)} {k}" for k in dict.fromkeys(said)) or "not judged")
+    "How many claims came out how; those that could not be tested stand apart"
+    from talking_heads.verdicts import verdict_counts
+    return f"Claims: {verdict_counts(verdicts)}"
 
 def _strongest(w:dict)->str:
     "The pairs of heads that stand out most, by mode"
@@ -236,7 +236,7 @@ def _code_of(notebook:Path)->str: # 64 hexadecimal digits
 def _from_weights(out:Path, params:dict, why:str)->tuple: # arguments for `_execute`
     "What to run where a checkpoint holds attention weights alone"
     notebook = _paper_notebook("paper_weights")
-    params = {k:v for k,v in params.items() if k in ("model","revision","seed","known","out","resume")}
+    params = {k:v for k,v in params.items() if k in ("model","name","revision","seed","known","out","resume")}
     print(f"{why} So only what needs no forward pass is rerun.", file=sys.stderr)
     return notebook,out,params|dict(why=why,notebook_sha256=_code_of(notebook))
 
@@ -252,7 +252,7 @@ def _paper(model, seed, out, resume, given, **params):
     except IncompleteError as e: _with_progress(lambda: _execute(*_from_weights(out,params,str(e))))
     from talking_heads.brief import brief, languages
     from talking_heads.report import to_html
-    page = to_html(out/"paper.ipynb", out/"paper.html", title=f"Talking heads in {model}")
+    page = to_html(out/"paper.ipynb", out/"paper.html", title=f"Talking heads in {read_results(out)['model']}")
     results = read_results(out)
     short = [brief(results,lang).save(out/f"brief.{lang}.html") for lang in languages]
     print(f"{headline(results)}\n\nNotebook  {out/'paper.ipynb'}\nOne page  {page}\nBrief     {', '.join(map(str,short))}\nResults   {out/'results.json'}")
@@ -261,6 +261,7 @@ def _paper(model, seed, out, resume, given, **params):
 @call_parse
 @friendly
 def th_paper(model:Param("smollm2, a Hugging Face id, or a folder",str)="smollm2",
+             name:Param("what to call the model on pages and in results; by default its own name, never its path",str)=None,
              seed:Param("seed of every prompt and every interval",int)=0,
              out:Param("folder for the run; made if missing",str)="runs/paper",
              device:Param("cpu, cuda, cuda:1; the GPU if there is one",str)=None,
@@ -269,7 +270,7 @@ def th_paper(model:Param("smollm2, a Hugging Face id, or a folder",str)="smollm2
              resume:Param("keep the finished steps of the same run in that folder",store_true)=False,
              p:Short("another parameter of the notebook and its value, e.g. -p n_prompts 50",nargs=2,action="append")=None):
     "Rerun the paper on a model: an executed notebook, one offline page, results.json, tables and charts"
-    try: _paper(model, seed, out, resume, p or [], device=device, dtype=dtype, revision=revision)
+    try: _paper(model, seed, out, resume, p or [], device=device, dtype=dtype, revision=revision, name=name)
     except KeyboardInterrupt:
         print(f"\nInterrupted. Finished steps are kept in {out}; the same command with --resume goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None

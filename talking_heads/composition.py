@@ -13,6 +13,7 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
 from .core import *
+from .checkpoints import display_name
 from .svd import *
 
 # %% ../nbs/03_composition.ipynb #c007
@@ -81,7 +82,8 @@ class Composition:
 def provenance_of(weights:AttentionWeights)->dict:
     "Model, hash and processing: what every score has to carry"
     c = weights.checkpoint
-    return dict(model=c.path.name if c.source=="local" else c.name, revision=c.revision, sha256=c.sha256, processing=weights.processing, center_writing=weights.center_writing, dtype="float32")
+    return dict(model=display_name(c), revision=c.revision, sha256=c.sha256, processing=weights.processing,
+                center_writing=weights.center_writing, dtype="float32")
 
 # %% ../nbs/03_composition.ipynb #c020
 def spectrum(M:Tensor, # (reader d_model d_head) from `reader_factors`
