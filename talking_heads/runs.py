@@ -273,6 +273,8 @@ def list_results(template:str, # the template of the section
         spots = positions[positions.n_items==n]
         by_n[str(n)] = {"n":int(a["n"]), "accuracy":round(a["mean"],6), "ci":[round(a["low"],6),round(a["high"],6)], "top1":round(t["mean"],6),
             "top1_ci":[round(t["low"],6),round(t["high"],6)], "by_position":{str(p):round(m,6) for p,m in zip(spots.position,spots["mean"])}}
+        ends = zip(spots.position,spots.low,spots.high) if "low" in spots else ()
+        by_n[str(n)]["by_position_ci"] = {str(p):[round(a,6),round(b,6)] for p,a,b in ends}
     return {"template":template,"by_n":by_n}
 
 # %% ../nbs/runs.ipynb #c034
@@ -287,6 +289,7 @@ def removal_results(falls:pd.DataFrame, # one row per component of the head
     top,rest = falls.loc[falls.fall.idxmax()],falls.drop(falls.fall.idxmax())
     everywhere = {e["edit"]:dict(score=r6(e["mean"]),ci=[r6(e["low"]),r6(e["high"])],logit_diff=r6(e["logit_diff"]),accuracy=r6(e["accuracy"])) for e in whole.to_dict("records")}
     reach = {} if head is None else dict(head=_all_of(head.iloc[0]))
+    if top.fall: reach["relative_ci"] = [r6(top.relative*x/top.fall) for x in (top.low,top.high)] # of the mean intact score
     return reach|dict(component=top["name"],fall=r6(top.fall),ci=[r6(top.low),r6(top.high)],relative=r6(top.relative),largest_other=r6(rest.relative.max()),n=int(top.n),everywhere=everywhere)
 
 def steering_results(scores:pd.DataFrame, # two rows per length, `kind` chosen and random
