@@ -176,8 +176,8 @@ _words |= dict(
     equal=("The model's own confidence, which costs nothing, does {confidence}: no clear difference.",
            "追加の手間がかからないモデル自身の確信度を使っても{confidence}で、明確な差はありません。"),
     worse=("The model's own confidence does better: {confidence}.", "モデル自身の確信度を使うほうが優れており、{confidence}です。"),
-    ahead_none=("Whether failure can be seen coming could not be measured: among the prompts that were tried, all fail or "
-                "none does. Lists of other lengths might show it.",
+    ahead_none=("Whether failure can be seen coming could not be measured: among the prompts that were tried, all fail "
+                "or none does. Lists of other lengths might show it.",
                 "失敗を予測できるかどうかは測れませんでした。試した問題がすべて失敗か、すべて成功だったためです。別の長さのリストなら測れるかもしれません。"),
     ahead_not=("Forecasting failure was not run.", "失敗の予測は実行していません。"))
 
@@ -211,10 +211,11 @@ _words |= dict(
              "any other direction of that unit takes {other} at most.",
              "ある部品に含まれる一つの方向（{component}）を取り除くと、除外すべきものを知らせる信号の{relative}{ci}が失われます。"
              "同じ部品のほかの方向では、最大でも{other}です。"),
-    signal_none=("In the untouched model this signal is not clearly there, so what a removal takes of it could not be measured.",
+    signal_none=("In the untouched model this signal is not clearly there, so what a removal takes of it could not be "
+                 "measured.",
                  "この信号は、手を加えていないモデルでもはっきりとは認められないため、取り除いた場合の影響は測れませんでした。"),
-    removal_none=("Removing directions of the unit that was looked at ({component}) moved nothing that can be told from zero, "
-                  "so it is open which parts matter.",
+    removal_none=("Removing directions of the unit that was looked at ({component}) moved nothing that can be told "
+                  "from zero, so it is open which parts matter.",
                   "調べた部品（{component}）の方向を取り除いても、測れるほどの変化はありませんでした。どの部品が重要かはまだ分かりません。"),
     in_brackets=(" ({ci})", "（{ci}）"),
     weights=("In the weights alone, unit (attention head) {dst} listens most to {src}.", "重みだけから見ると、部品（アテンションヘッド）{dst}が最も強く読み取るのは{src}の出力です。"),
@@ -258,11 +259,11 @@ _words |= dict(
     lift_full=("In lists of {n_items} items {before} are right without the edit, which leaves it nothing to gain: "
                "what it is worth could not be measured there.",
                "{n_items}品目のリストでは、編集前の正答率がすでに{before}で伸ばす余地がないため、編集の効果は測れませんでした。"),
-    scaled_full=("Only scaling the direction named above was tried. In lists of {n_items} items {before} are right without it, "
-                 "which leaves nothing to gain, so what it is worth could not be measured.",
+    scaled_full=("Only scaling the direction named above was tried. In lists of {n_items} items {before} are right "
+                 "without it, which leaves nothing to gain, so what it is worth could not be measured.",
                  "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストでは、そのままでも正答率が{before}で伸ばす余地がないため、効果は測れませんでした。"),
-    scaled_still=("Only scaling the direction named above was tried. No factor moved the answers in lists of {n_items} items, "
-                  "so what it is worth could not be measured.",
+    scaled_still=("Only scaling the direction named above was tried. No factor moved the answers in lists of {n_items} "
+                  "items, so what it is worth could not be measured.",
                   "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストでは、どの倍率でも答えが変わらなかったため、効果は測れませんでした。"),
     scaled=("Only scaling the direction named above was tried: in lists of {n_items} items it changes "
             "how often the right item comes before all other words by {change} points ({ci}, {n} prompts).",
@@ -452,7 +453,8 @@ _words |= dict(
     use=("The edit helps and passed its audit: it can be used within the limits below.", "モデルの編集には効果があり、副作用の検査にも合格しました。以下に示す範囲で使えます。"),
     no_gain=("The edit passed its audit, but its gain is not certain: there is little reason to use it.",
              "モデルの編集は副作用の検査に合格しましたが、効果があるとは言い切れず、使う理由はあまりありません。"),
-    no_room=("The edit passed its audit, but the task is done almost without fault before it: there is nothing to gain.",
+    no_room=("The edit passed its audit, but the task is done almost without fault before it: there is nothing to "
+             "gain.",
              "モデルの編集は副作用の検査に合格しましたが、編集前からほぼ誤りなく課題を解けるため、伸ばす余地がありません。"),
     gain_unknown=("An edit passed its audit; what it gains was not measured here.", "モデルの編集は副作用の検査に合格しましたが、効果はここでは測っていません。"),
     refuse=("The edit did not pass its audit: do not use it.", "モデルの編集は副作用の検査で不合格でした。使わないでください。"),

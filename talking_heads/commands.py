@@ -261,7 +261,7 @@ def _paper(model, seed, out, resume, given, **params):
 @call_parse
 @friendly
 def th_paper(model:Param("smollm2, a Hugging Face id, or a folder",str)="smollm2",
-             name:Param("what to call the model on pages and in results; by default its own name, never its path",str)=None,
+             name:Param("what to call the model on pages and in results; by default its own name, no path",str)=None,
              seed:Param("seed of every prompt and every interval",int)=0,
              out:Param("folder for the run; made if missing",str)="runs/paper",
              device:Param("cpu, cuda, cuda:1; the GPU if there is one",str)=None,
@@ -285,7 +285,8 @@ def th_compare(runs:Param("folders of th_paper, or results.json files; at least 
     from talking_heads.comparison import compare_runs
     c = compare_runs(runs,anyway)
     page,*rest = c.save(out)
-    print("\n".join([repr(c),*c.notes,"",f"One page  {page}",f"Rows      {rest[0]}, {rest[1].name}",f"Summary   {rest[2]}"]))
+    files = [f"One page  {page}",f"Rows      {rest[0]}, {rest[1].name}",f"Summary   {rest[2]}"]
+    print("\n".join([repr(c),*c.explained,*c.notes,"",*files]))
 
 # %% ../nbs/commands.ipynb #c039
 @call_parse

@@ -201,7 +201,8 @@ _audit = _object(passed={"type":"boolean"}, failed=_strings, unsure=_strings, un
 _forecast = _object(n=_whole, auroc=_number, ci=_ci, confidence=_number, confidence_ci=_ci)
 _verdict = _rows(claim=_text, title=_text, verdict={"enum":["replicates","partly","does not replicate","cannot be tested here"]}, reason=_text, rule=_text, control=_text, evidence=_by(_number))
 _inhibition = _object(score=_number, ci=_ci, n=_whole) # of the untouched model
-_second = dict(inhibition=_inhibition, weights=_weights, signal=_signal, crowding=_crowding, lifting=_lifting, audit=_audit, forecast=_forecast, untested=_by(_text))
+_second = dict(inhibition=_inhibition, weights=_weights, signal=_signal, crowding=_crowding, lifting=_lifting,
+    audit=_audit, forecast=_forecast, untested=_by(_text))
 _head_of = dict(model=_text, provenance=_source)
 
 def _schema(version:int, required:dict, optional:dict)->dict:
@@ -289,8 +290,10 @@ def removal_results(falls:pd.DataFrame, # one row per component of the head
     top,rest = falls.loc[falls.fall.idxmax()],falls.drop(falls.fall.idxmax())
     everywhere = {e["edit"]:dict(score=r6(e["mean"]),ci=[r6(e["low"]),r6(e["high"])],logit_diff=r6(e["logit_diff"]),accuracy=r6(e["accuracy"])) for e in whole.to_dict("records")}
     reach = {} if head is None else dict(head=_all_of(head.iloc[0]))
-    if top.fall: reach["relative_ci"] = [r6(top.relative*x/top.fall) for x in (top.low,top.high)] # of the mean intact score
-    return reach|dict(component=top["name"],fall=r6(top.fall),ci=[r6(top.low),r6(top.high)],relative=r6(top.relative),largest_other=r6(rest.relative.max()),n=int(top.n),everywhere=everywhere)
+    part = top.relative/top.fall if top.fall else math.nan # of the mean intact score
+    if top.fall: reach["relative_ci"] = [r6(part*x) for x in (top.low,top.high)]
+    return reach|dict(component=top["name"],fall=r6(top.fall),ci=[r6(top.low),r6(top.high)],relative=r6(top.relative),
+                      largest_other=r6(rest.relative.max()),n=int(top.n),everywhere=everywhere)
 
 def steering_results(scores:pd.DataFrame, # two rows per length, `kind` chosen and random
                     )->dict:
@@ -299,6 +302,7 @@ def steering_results(scores:pd.DataFrame, # two rows per length, `kind` chosen a
     for n,g in scores.groupby("n_items"):
         a,b = (g[g.kind==k].iloc[0] for k in ("chosen","random"))
         reach = dict(moved=r6(a.moved)) if "moved" in g else {}
-        out[str(n)] = reach|dict(n=int(a.n),components=a.components.split(": ")[1].split(),named=r6(a.named),ci=[r6(a.named_low),r6(a.named_high)],
+        out[str(n)] = reach|dict(n=int(a.n),components=a.components.split(": ")[1].split(),
+            named=r6(a.named),ci=[r6(a.named_low),r6(a.named_high)],
             top1=r6(a.top1),looked=r6(a.looked),random=r6(b.named),random_ci=[r6(b.named_low),r6(b.named_high)])
     return out

@@ -147,8 +147,9 @@ def weights_evidence(weights:AttentionWeights, # from `attention_weights`
     for pair in (p for e in edges.values() for p in e): check_heads(list(pair),w.n_layers,w.n_heads)
     cs = compose(weights) if scores is None else scores
     edges = {m:e for m,e in edges.items() if len(e)>=least}
-    out = dict(processing=weights.processing,n_layers=w.n_layers,n_heads=w.n_heads,board_edges=source if edges else None,
-               strongest={m:_listed(c,top) for m,c in cs.items()},**_judged_pairs(cs,edges,w.d_model,seed))
+    out = dict(processing=weights.processing,n_layers=w.n_layers,n_heads=w.n_heads,
+               board_edges=source if edges else None,strongest={m:_listed(c,top) for m,c in cs.items()},
+               **_judged_pairs(cs,edges,w.d_model,seed))
     if beside is None: return out
     other = _judged_pairs(compose(beside),edges,w.d_model,seed) if edges else dict(concentration={},board={})
     return out|dict(beside=dict(processing=beside.processing,**other))
@@ -240,8 +241,8 @@ def _by_factor(top:Tensor, right:Tensor, alphas:list, seed:int)->list: # both (p
     for j,a in enumerate(alphas):
         i = paired(right[:,one],right[:,j],seed)
         moved = float((top[:,j]!=top[:,one]).double().mean())
-        rows.append(dict(alpha=a,before=float(right[:,one].double().mean()),change=i["mean"],low=i["low"],high=i["high"],
-                         n=i["n"],moved=moved))
+        rows.append(dict(alpha=a,before=float(right[:,one].double().mean()),change=i["mean"],
+                         low=i["low"],high=i["high"],n=i["n"],moved=moved))
     return rows
 
 # %% ../nbs/verdicts.ipynb #c021b
@@ -295,7 +296,8 @@ lacks = dict( # why a claim cannot be tested: what that means, and what to do
                "Try another task, more prompts or another way of finding heads."),
     unmoved=("the intervention moved nothing that it could have moved",
              "Look at other heads or other places, with another way of finding them."),
-    no_room=("the baseline leaves no room for the effect", "Look where there is room: a harder task, or a larger model."),
+    no_room=("the baseline leaves no room for the effect",
+             "Look where there is room: a harder task, or a larger model."),
     no_lift=("the edit does not clearly lift the task, so there is nothing to pay for",
              "Train longer, or try another edit."),
     no_numbers=("a number that the rule needs is missing", "Run that part again."))
