@@ -48,7 +48,7 @@ def _adapter_config(factors:dict, model)->dict:
 def _base(model)->str:
     "The base model's name, without the path of this machine"
     c = getattr(model,"checkpoint",None)
-    return "unknown" if c is None else c.name if c.source!="local" else Path(c.name).name
+    return "unknown" if c is None else display_name(c)
 
 # %% ../nbs/adapters.ipynb #c011
 def to_peft(edit:Edit,

@@ -6,13 +6,14 @@
 __all__ = ['languages', 'percent', 'points', 'Brief', 'brief']
 
 # %% ../nbs/brief.ipynb #c003
-import re
+import math, re
 from collections import Counter
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from fastcore.basics import patch
 from .core import *
+from .checkpoints import plain_name
 from .report import page
 
 # %% ../nbs/brief.ipynb #c007
@@ -113,8 +114,15 @@ _words |= dict(
     no_reach=("No tested length keeps at least {accuracy} right.", "調べた長さの中に、正答率{accuracy}以上を保てるものはありませんでした。"),
     worst=("It fails most often in lists of {n_items} items when the answer stands at place {position}: {failure} of these fail ({ci}, {n} prompts).",
            "最も失敗しやすいのは、{n_items}品目のリストで答えが{position}番目にある場合で、失敗率は{failure}です（{ci}、{n}問）。"),
-    place=("In lists of {n_items} items the answer is found least often at place {position}: {accuracy} right.",
-           "{n_items}品目のリストでは、答えが{position}番目にあるときの正答率が最も低く、{accuracy}です。"),
+    place=("In lists of {n_items} items the answer is found least often at place {position}: {accuracy} right ({ci}).",
+           "{n_items}品目のリストでは、答えが{position}番目にあるときの正答率が最も低く、{accuracy}です（{ci}）。"),
+    place_bare=("In lists of {n_items} items the answer is found least often at place {position}: {accuracy} right "
+                "(this run has no interval for single places).",
+                "{n_items}品目のリストでは、答えが{position}番目にあるときの正答率が最も低く、{accuracy}です（位置ごとの信頼区間はありません）。"),
+    place_none=("In lists of {n_items} items all places of the answer do alike, so none can be called the weakest.",
+                "{n_items}品目のリストでは、答えの位置による正答率の差がないため、最も失敗しやすい位置は特定できません。"),
+    worst_none=("No list in the part that was set aside failed, so no kind of list can be called the weakest.",
+                "検証用のリストでは失敗がなかったため、最も失敗しやすい種類は特定できません。"),
     last_guess=("With {n_items} items it is not clearly better than guessing.", "{n_items}品目では、正答率が当て推量を明らかに上回るとは言えません。"))
 _keep = (.8,.9) # levels that are read off the curve
 
@@ -131,19 +139,27 @@ def _reach(r:dict)->list[dict]: # accuracy, n_items
 
 # %% ../nbs/brief.ipynb #c024
 def _worst(v:_Voice, r:dict)->list[str]:
-    "The kind of list that fails most"
+    "The kind of list that fails most, where some fail more than others"
     if worst:=r.get("forecast",{}).get("worst"):
         w = worst[0]
-        return [v("worst",failure=percent(w["failure"]),ci=_interval(v,w["low"],w["high"]),**{k:w[k] for k in ("n_items","position","n")})]
-    n,by = max(((int(k),x.get("by_position")) for k,x in r.get("laundry_list",{}).get("by_n",{}).items()),key=lambda x: x[0],default=(0,{}))
+        if not w["failure"]: return [v("worst_none")]
+        cell = {k:w[k] for k in ("n_items","position","n")}
+        return [v("worst",failure=percent(w["failure"]),ci=_interval(v,w["low"],w["high"]),**cell)]
+    by_n = {int(k):x for k,x in r.get("laundry_list",{}).get("by_n",{}).items()}
+    n = max(by_n,default=0)
+    by = by_n[n].get("by_position") if n else None
     if not by: return []
     k = min(by,key=by.get)
-    return [v("place",n_items=n,position=k,accuracy=percent(by[k]))]
+    if by[k]==max(by.values()): return [v("place_none",n_items=n)]
+    shown,ci = dict(n_items=n,position=k,accuracy=percent(by[k])),by_n[n].get("by_position_ci",{}).get(k)
+    return [v("place",**shown,ci=_interval(v,*ci)) if ci else v("place_bare",**shown)]
 
+# %% ../nbs/brief.ipynb #c024b
 def _fails(v:_Voice, r:dict)->list[str]:
     "How far it goes, and what breaks first"
     if "laundry_list" not in r and "forecast" not in r: return [v("lists_not")]
-    said = [v("reach" if x["n_items"] else "no_reach",accuracy=percent(x["accuracy"]),n_items=x["n_items"]) for x in _reach(r)]
+    key = lambda x: "reach" if x["n_items"] else "no_reach"
+    said = [v(key(x),accuracy=percent(x["accuracy"]),n_items=x["n_items"]) for x in _reach(r)]
     if said: said.append(v("by_low"))
     if "laundry_list" in r:
         n,x = max(((int(k),x) for k,x in r["laundry_list"]["by_n"].items()),key=lambda p: p[0])
@@ -161,17 +177,28 @@ _words |= dict(
     equal=("The model's own confidence, which costs nothing, does {confidence}: no clear difference.",
            "追加の手間がかからないモデル自身の確信度を使っても{confidence}で、明確な差はありません。"),
     worse=("The model's own confidence does better: {confidence}.", "モデル自身の確信度を使うほうが優れており、{confidence}です。"),
+    ahead_none=("Whether failure can be seen coming could not be measured: among the prompts that were tried, all fail "
+                "or none does. Lists of other lengths might show it.",
+                "失敗を予測できるかどうかは測れませんでした。試した問題がすべて失敗か、すべて成功だったためです。別の長さのリストなら測れるかもしれません。"),
     ahead_not=("Forecasting failure was not run.", "失敗の予測は実行していません。"))
 
 # %% ../nbs/brief.ipynb #c028
+def _measured(*xs)->bool:
+    "Are these numbers, all of them?"
+    return all(isinstance(x,(int,float)) and math.isfinite(x) for x in xs)
+
 def _ahead(v:_Voice, r:dict)->list[str]:
     "What the forecast is worth"
-    if (f:=r.get("forecast")) is None: return [v("ahead_not")]
+    f = r.get("forecast")
+    if f is None: return [v("ahead_none" if "forecast" in r.get("untested",{}) else "ahead_not")]
+    if not _measured(f["auroc"],*f["ci"]) or f.get("base_rate") in (0,1): return [v("ahead_none")]
     said = [v("auroc",auroc=percent(f["auroc"]),ci=_interval(v,*f["ci"]),n=f["n"])]
     if f["ci"][0]<=.5: said.append(v("auroc_guess"))
-    if f.get("confidence") is None: return said
+    if not _measured(f.get("confidence")): return said
     low,high = f.get("confidence_ci") or (f["confidence"],f["confidence"])
-    key = "better" if f["ci"][0]>high else "worse" if f["ci"][1]<low else "equal"
+    key = "equal"
+    if f["ci"][0]>high: key = "better"
+    elif f["ci"][1]<low: key = "worse"
     return said+[v(key,confidence=percent(f["confidence"]))]
 
 # %% ../nbs/brief.ipynb #c031
@@ -181,20 +208,40 @@ _words |= dict(
            "モデル内部で見つかった小さな部品（アテンションヘッド）のうち、答えを写すものは{movers}個、除外すべきものを知らせるものは{inhibition}個です。"),
     heads_none=("No unit (attention head) was found that says what to leave out, so nothing that builds on one was tested.",
                 "除外すべきものを知らせる部品（アテンションヘッド）は見つからなかったため、それを前提とする検証はしていません。"),
-    removal=("Removing one direction of one unit ({component}) takes {relative} of this signal; any other direction of that unit takes {other} at most.",
-             "ある部品に含まれる一つの方向（{component}）を取り除くと、除外すべきものを知らせる信号の{relative}が失われます。同じ部品のほかの方向では、最大でも{other}です。"),
+    removal=("Removing one direction of one unit ({component}) takes {relative} of this signal{ci}; "
+             "any other direction of that unit takes {other} at most.",
+             "ある部品に含まれる一つの方向（{component}）を取り除くと、除外すべきものを知らせる信号の{relative}{ci}が失われます。"
+             "同じ部品のほかの方向では、最大でも{other}です。"),
+    signal_none=("In the untouched model this signal is not clearly there, so what a removal takes of it could not be "
+                 "measured.",
+                 "この信号は、手を加えていないモデルでもはっきりとは認められないため、取り除いた場合の影響は測れませんでした。"),
+    removal_none=("Removing directions of the unit that was looked at ({component}) moved nothing that can be told "
+                  "from zero, so it is open which parts matter.",
+                  "調べた部品（{component}）の方向を取り除いても、測れるほどの変化はありませんでした。どの部品が重要かはまだ分かりません。"),
+    in_brackets=(" ({ci})", "（{ci}）"),
     weights=("In the weights alone, unit (attention head) {dst} listens most to {src}.", "重みだけから見ると、部品（アテンションヘッド）{dst}が最も強く読み取るのは{src}の出力です。"),
     weights_only=("Only the weights were read; the model itself was not run.", "調べたのは重みだけで、モデルは動かしていません。"),
     inside_not=("The inside of the model was not looked at.", "モデルの内部は調べていません。"))
 
 # %% ../nbs/brief.ipynb #c032
+def _removed(v:_Voice, x:dict)->str:
+    "What the removal of a component took, if there was something to take and something moved"
+    intact,head = x.get("everywhere",{}).get("intact",{}),x.get("head") or {}
+    if not _measured(x["relative"],x["largest_other"]) or intact.get("ci",(1,1))[0]<=0: return v("signal_none")
+    moved = x["ci"][0]>0 or head.get("ci",(0,0))[0]>0
+    if not moved: return v("removal_none",component=x["component"])
+    ci = x.get("relative_ci")
+    ci = v("in_brackets",ci=_interval(v,*ci)) if ci else ""
+    return v("removal",component=x["component"],relative=percent(x["relative"]),ci=ci,other=percent(x["largest_other"]))
+
 def _inside(v:_Voice, r:dict)->list[str]:
     "Which parts were found, and what the most important one does"
     said,strongest = [],r.get("weights",{}).get("strongest",{}).get("Q")
     if "heads" in r:
         n = {c:len(r["heads"].get(c,[])) for c in ("mover","inhibition")}
         said.append(v("heads",movers=n["mover"],inhibition=n["inhibition"]) if n["inhibition"] else v("heads_none"))
-    if x:=r.get("removal"): said.append(v("removal",component=x["component"],relative=percent(x["relative"]),other=percent(x["largest_other"])))
+    if x:=r.get("removal"): said.append(_removed(v,x))
+    elif r.get("inhibition",{}).get("ci",(1,1))[0]<=0: said.append(v("signal_none"))
     if not said and strongest: said = [v("weights_only"),v("weights",src=strongest[0]["src"],dst=strongest[0]["dst"])]
     return said or [v("inside_not")]
 
@@ -210,6 +257,15 @@ _words |= dict(
     more=("As many numbers chosen at random reach {after}, clearly less.", "無作為に選んだ同数の数値を同様に調整した場合は{after}で、明らかに及びません。"),
     as_much=("As many numbers chosen at random reach {after}: no clear difference, so it is not shown that the choice of numbers helps.",
              "無作為に選んだ同数の数値を同様に調整した場合は{after}です。差が明確ではないため、数値の選び方による効果とは言えません。"),
+    lift_full=("In lists of {n_items} items {before} are right without the edit, which leaves it nothing to gain: "
+               "what it is worth could not be measured there.",
+               "{n_items}品目のリストでは、編集前の正答率がすでに{before}で伸ばす余地がないため、編集の効果は測れませんでした。"),
+    scaled_full=("Only scaling the direction named above was tried. In lists of {n_items} items {before} are right "
+                 "without it, which leaves nothing to gain, so what it is worth could not be measured.",
+                 "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストでは、そのままでも正答率が{before}で伸ばす余地がないため、効果は測れませんでした。"),
+    scaled_still=("Only scaling the direction named above was tried. No factor moved the answers in lists of {n_items} "
+                  "items, so what it is worth could not be measured.",
+                  "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストでは、どの倍率でも答えが変わらなかったため、効果は測れませんでした。"),
     scaled=("Only scaling the direction named above was tried: in lists of {n_items} items it changes "
             "how often the right item comes before all other words by {change} points ({ci}, {n} prompts).",
             "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストで、正しい品目が全単語の中で最上位になる割合の変化は{change}ポイントです（{ci}、{n}問）。"),
@@ -217,19 +273,28 @@ _words |= dict(
     lift_not=("What the edit gains was not measured in this run.", "編集の効果は、この実行では測っていません。"))
 
 # %% ../nbs/brief.ipynb #c036
+_full = .95 # right before an edit: nothing to gain beyond it
+
 def _lift(v:_Voice, key:str, x:dict, random:list)->list[str]:
     "One list length: the gain, and what random numbers gain"
-    shown = dict(before=percent(x["before"]),after=percent(x["after"]),change=points(x["change"]),ci=_interval(v,x["low"],x["high"],points))
+    if x["before"]>_full: return [v("lift_full",n_items=x["n_items"],before=percent(x["before"]))]
+    shown = dict(before=percent(x["before"]),after=percent(x["after"]),change=points(x["change"]),
+                 ci=_interval(v,x["low"],x["high"],points))
     said = [v(key,n_items=x["n_items"],n=x["n"],**shown)]
     same = [y for y in random if (y["split"],y["n_items"])==(x["split"],x["n_items"])]
     return said+[v("more" if x["low"]>same[0]["high"] else "as_much",after=percent(same[0]["after"]))] if same else said
 
 def _scaled(v:_Voice, r:dict)->list[str]:
     "What the best factor for one direction changes, in the longest lists where it was tried on other prompts"
-    rows = [x for x in r.get("lifting",{}).get("scaling",[]) if x.get("chosen") and x.get("split")!="train"]
+    every = r.get("lifting",{}).get("scaling",[])
+    rows = [x for x in every if x.get("chosen") and x.get("split")!="train"]
     if not rows: return []
     x = max(rows,key=lambda x: x["n_items"])
-    return [v("scaled",change=points(x["change"]),ci=_interval(v,x["low"],x["high"],points),n_items=x["n_items"],n=x["n"])]
+    if x.get("before",0)>_full: return [v("scaled_full",n_items=x["n_items"],before=percent(x["before"]))]
+    own = [y for y in every if y["n_items"]==x["n_items"]]
+    if not any(y.get("moved",0) or y["change"] for y in own): return [v("scaled_still",n_items=x["n_items"])]
+    ci = _interval(v,x["low"],x["high"],points)
+    return [v("scaled",change=points(x["change"]),ci=ci,n_items=x["n_items"],n=x["n"])]
 
 # %% ../nbs/brief.ipynb #c036b
 def _edit(v:_Voice, r:dict)->list[str]:
@@ -309,7 +374,11 @@ _words |= dict(
     replicates=("{n} replicated", "再現{n}件"),
     partly=("{n} replicated in part", "一部再現{n}件"),
     refuted=("{n} did not replicate", "再現せず{n}件"),
-    untestable=("{n} could not be tested here", "検証不能{n}件"),
+    claims_none=("None of the paper's claims, {total} in all, could be judged.", "論文の主張{total}件は、いずれも判定できませんでした。"),
+    untestable=("{n} more could not be tested here, which is evidence neither for nor against them.",
+                "このほか{n}件は、ここでは検証できませんでした。これらの主張が正しいとも誤りとも言えません。"),
+    why_all=("Why not: {reason}.", "検証できなかった理由：{reason}。"),
+    why_some=("Of these, {n}: {reason}.", "検証できなかった主張のうち{n}件：{reason}。"),
     claims_not=("This run judged none of the paper's claims.", "この実行では論文の主張を判定していません。"),
     quick=("Quick settings, random seed {seed}: a full run is more exact, and other seeds may differ.",
            "簡易設定（quick）、乱数シード{seed}による結果です。完全設定（full）のほうが正確で、シードが違えば値も変わることがあります。"),
@@ -317,6 +386,25 @@ _words |= dict(
     seed=("One run with random seed {seed}; other seeds may differ.", "乱数シード{seed}による一回の実行の結果です。シードが違えば値も変わることがあります。"),
     not_run=("Not run: {names}.", "実行していない項目：{names}。"),
     scope=("All prompts are English sentences made from templates; other uses were not tested.", "問題はすべて、英語のひな型から作った文です。ほかの用途は確かめていません。"))
+
+# %% ../nbs/brief.ipynb #b047
+_words |= dict(
+    w_not_run=("the part of the run that it needs was left out or could not run; full settings may help",
+               "必要な部分を実行していないか、実行できませんでした。完全設定（full）で判定できる場合があります"),
+    w_no_heads=("no unit of the kind was found; try another task or another way of searching",
+                "該当する部品が見つかりませんでした。別の課題や別の探し方を試してください"),
+    w_no_skill=("the model cannot do the task clearly better than by guessing; try an easier task or another model",
+                "モデルがこの課題を当て推量より明らかに良く解けるとは言えません。より易しい課題や別のモデルを試してください"),
+    w_no_effect=("what should change is not clearly there in the untouched model; try another task or more prompts",
+                 "変化を調べる対象が、手を加えていないモデルではっきり認められません。別の課題や、より多くの問題を試してください"),
+    w_unmoved=("the intervention moved nothing; look at other units",
+               "操作しても何も変わりませんでした。別の部品を調べてください"),
+    w_no_room=("there is no room for the effect; try a harder task or a larger model",
+               "効果が現れる余地がありません。より難しい課題や、より大きいモデルを試してください"),
+    w_no_lift=("the edit does not clearly help, so there is nothing to pay for; train longer or try another edit",
+               "編集の効果がはっきりしないため、副作用の有無を問えません。学習を長くするか、別の編集を試してください"),
+    w_no_numbers=("a number that it needs is missing; run that part again", "必要な数値が欠けています。その部分を実行し直してください"),
+    w_unknown=("this run does not say", "この実行には記録がありません"))
 
 # %% ../nbs/brief.ipynb #c047
 _words |= dict(
@@ -332,18 +420,32 @@ _words |= dict(
     s_audit=("audit of side effects", "副作用の検査"),
     s_forecast=("forecast of failure", "失敗の予測"))
 _sections = [k[2:] for k in _words if k.startswith("s_")]
-_outcomes = {"replicates":"replicates","partly":"partly","does not replicate":"refuted","cannot be tested here":"untestable"}
+_outcomes = {"replicates":"replicates","partly":"partly","does not replicate":"refuted"}
+_untested = "cannot be tested here"
 
 # %% ../nbs/brief.ipynb #c048
+def _claims(v:_Voice, verdicts:list)->list[str]:
+    "How the claims fared; those that could not be tested stand apart, with reasons"
+    counts = Counter(x["verdict"] for x in verdicts)
+    n,parts = counts[_untested],[v(key,n=counts[k]) for k,key in _outcomes.items() if counts[k]]
+    if not verdicts: return [v("claims_not")]
+    if parts: said = [v("claims",total=counts.total(),counts={"en":", ","ja":"、"}[v.lang].join(parts))]
+    else: said = [v("claims_none",total=n)]
+    if n and parts: said.append(v("untestable",n=n))
+    known = lambda x: f"w_{x.get('why')}" if f"w_{x.get('why')}" in _words else "w_unknown"
+    kinds = Counter(known(x) for x in verdicts if x["verdict"]==_untested)
+    if len(kinds)==1: return said+[v("why_all",reason=v(k)) for k in kinds]
+    return said+[v("why_some",n=m,reason=v(k)) for k,m in kinds.items()]
+
 def _sure(v:_Voice, r:dict)->list[str]:
     "What the intervals mean, how the claims fared, what was not tested"
-    counts,made = Counter(x["verdict"] for x in r.get("verdicts",[])),r["provenance"]
-    parts = [v(key,n=counts[k]) for k,key in _outcomes.items() if counts[k]]
-    said = [v("claims",total=counts.total(),counts={"en":", ","ja":"、"}[v.lang].join(parts))] if parts else [v("claims_not")]
-    how,lack = made.get("settings",{}).get("how"),[f"s_{s}" for s in _sections if not (_trained(r) if s=="lifting" else s in r)]
+    made,said = r["provenance"],_claims(v,r.get("verdicts",[]))
+    there = lambda s: _trained(r) if s=="lifting" else s in r
+    how,lack = made.get("settings",{}).get("how"),[f"s_{s}" for s in _sections if not there(s)]
     said.append(v(how if how in ("quick","full") else "seed",seed=made["seed"]))
     if lack: said.append(v("not_run",names=v.names(lack)))
-    measured = [v("level",level=percent(_level))] if {"ioi","laundry_list","forecast","lifting"}&set(r) else [] # where the page shows intervals
+    shown = {"ioi","laundry_list","forecast","lifting"}&set(r) # where the page shows intervals
+    measured = [v("level",level=percent(_level))] if shown else []
     return measured+said+([v("scope")] if {"ioi","laundry_list"}&set(r) else [])
 
 # %% ../nbs/brief.ipynb #c051
@@ -356,6 +458,9 @@ _words |= dict(
     use=("The edit helps and passed its audit: it can be used within the limits below.", "モデルの編集には効果があり、副作用の検査にも合格しました。以下に示す範囲で使えます。"),
     no_gain=("The edit passed its audit, but its gain is not certain: there is little reason to use it.",
              "モデルの編集は副作用の検査に合格しましたが、効果があるとは言い切れず、使う理由はあまりありません。"),
+    no_room=("The edit passed its audit, but the task is done almost without fault before it: there is nothing to "
+             "gain.",
+             "モデルの編集は副作用の検査に合格しましたが、編集前からほぼ誤りなく課題を解けるため、伸ばす余地がありません。"),
     gain_unknown=("An edit passed its audit; what it gains was not measured here.", "モデルの編集は副作用の検査に合格しましたが、効果はここでは測っていません。"),
     refuse=("The edit did not pass its audit: do not use it.", "モデルの編集は副作用の検査で不合格でした。使わないでください。"),
     wait=("An edit was measured but not audited: do not use it yet.", "モデルの編集の効果は測りましたが、副作用は検査していません。まだ使わないでください。"),
@@ -367,7 +472,10 @@ def _advice(r:dict)->str: # name of a sentence
     a,rows = r.get("audit"),_held_out(r)
     if a is None or not _tested(a): return "wait" if rows or a or _trained(r) else "no_edit"
     if not a["passed"]: return "refuse"
-    return "gain_unknown" if not rows else "use" if all(x["low"]>0 for x in rows) else "no_gain"
+    if not rows: return "gain_unknown"
+    open_ = [x for x in rows if x["before"]<=_full]
+    if not open_: return "no_room"
+    return "use" if all(x["low"]>0 for x in open_) else "no_gain"
 
 def _short(v:_Voice, r:dict)->list[str]:
     "The page in two or three sentences"
@@ -399,7 +507,7 @@ def brief(results:dict, # content of a results.json; sections that were not run 
          )->Brief: # raises `TalkingHeadsError` for another language
     "The page about one run"
     v = _Voice(lang)
-    model = results["model"].rstrip("/\\").replace("\\","/").split("/")[-1] # of a folder, its name
+    model = plain_name(results["model"],results["provenance"].get("sha256","")) # no path of any machine
     parts = [(v(k),v.join(f(v,results)),_table(v,results) if k=="does" else []) for k,f in _parts.items()]
     return Brief(lang,v("title",model=model),v.join(_short(v,results)),parts,v("foot"))
 

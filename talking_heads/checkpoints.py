@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['toys', 'known_names', 'Checkpoint', 'read_config', 'language_config', 'weight_files', 'is_adapter',
            'check_safetensors', 'check_weights', 'cache_dir', 'read_gguf', 'quiet_transformers', 'find_checkpoint',
-           'gpt2_small']
+           'gpt2_small', 'telling', 'display_name', 'plain_name']
 
 # %% ../nbs/checkpoints.ipynb #c003
 import difflib, errno, io, json, mmap, os, re, shutil, struct, sys, tempfile
@@ -717,3 +717,60 @@ def gpt2_small()->str|None: # what to pass as a model's name
     given = os.environ.get("TALKING_HEADS_GPT2")
     if given: return given
     return str(p) if (p:=_cached("gpt2",None)) else None
+
+# %% ../nbs/checkpoints.ipynb #n002
+_generic = set("""adapter base best checkpoint checkpoints ckpt converted data dev download export exported files final
+folder gguf hf hub huggingface latest last local main merged model models new old original out output outputs pretrained
+pytorch results run runs safetensors save saved snapshot snapshots step temp test tmp tokenizer transformers untitled
+weights work""".split())
+
+def telling(name:str)->bool: # False for `hf`, `model`, `checkpoint-500`, a snapshot's hash, a path, or nothing
+    "Does a name say which model it is?"
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)?",name): return False
+    last = name.split("/")[-1].lower()
+    if re.fullmatch(r"[0-9a-f]{7,}|tmp\w*|[\d._-]+",last): return False
+    words = [w for w in re.split(r"[-_.+]+",last) if w and not w.isdigit()]
+    return not all(w in _generic or re.fullmatch(r"(v|step|epoch|iter|checkpoint|ckpt)\d+",w) for w in words)
+
+# %% ../nbs/checkpoints.ipynb #n003
+def _own_name(c:Checkpoint)->str:
+    "The last part of the name in a config, if it is one and no path"
+    try: config = read_config(c.path)
+    except CheckpointError: return ""
+    inner = config.get("text_config")
+    for x in (config,inner if isinstance(inner,dict) else {}):
+        for key in ("_name_or_path","_model_name_or_path"): # the second from GGUF files
+            name = str(x.get(key) or "").strip().replace(" ","-")
+            if telling(name) and not Path(name).exists(): return name.split("/")[-1]
+    return ""
+
+def _folder_name(path:Path)->str:
+    "A folder's own name; of a snapshot in the Hugging Face cache, its repository's"
+    hub = [re.fullmatch(r"models--(.+?)--(.+)",p) for p in path.parts]
+    ids = [f"{m[1]}/{m[2]}" for m in hub if m]
+    name = ids[-1] if ids and path.parent.name=="snapshots" else path.name
+    return name if telling(name) else ""
+
+# %% ../nbs/checkpoints.ipynb #n004
+def display_name(c:Checkpoint, # from `find_checkpoint`
+                 given:str|None=None, # what the user calls it
+                )->str: # never a path
+    "What results, pages and edits call a model"
+    if given and given.strip(): return given.strip()
+    if getattr(c,"gguf",None): return plain_name(re.sub(r"\.gguf$","",str(c.name),flags=re.I),c.sha256)
+    if c.source in ("embedded","hub") or c.path is None: return plain_name(c.name,c.sha256)
+    return _own_name(c) or _folder_name(c.path) or f"{_kind_of(c)}-{c.sha256[:8]}"
+
+def plain_name(name:str, # as some results have it, perhaps a path
+               sha256:str="", # of the weights
+              )->str:
+    "A name without the path it may stand in; a generic one gives way to the weights' hash"
+    if not re.match(r"[/\\~.]|[A-Za-z]:",name) and name.count("/")<2 and "\\" not in name: return name
+    last = [p for p in re.split(r"[/\\]+",name) if p] or [""]
+    return last[-1] if telling(last[-1]) or not sha256 else f"model-{sha256[:8]}"
+
+def _kind_of(c:Checkpoint)->str:
+    "The kind of model, as its config names it"
+    config = read_config(c.path)
+    inner = config.get("text_config")
+    return str((inner if isinstance(inner,dict) else {}).get("model_type") or config.get("model_type") or "model")

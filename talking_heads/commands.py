@@ -462,9 +462,9 @@ def _with_progress(f):
 
 # %% ../nbs/commands.ipynb #c027
 def _counts(verdicts:list)->str:
-    "How many claims came out how"
-    said = [v["verdict"] for v in verdicts]
-    return "Claims: "+(", ".join(f"{said.count(k)} {k}" for k in dict.fromkeys(said)) or "not judged")
+    "How many claims came out how; those that could not be tested stand apart"
+    from talking_heads.verdicts import verdict_counts
+    return f"Claims: {verdict_counts(verdicts)}"
 
 def _strongest(w:dict)->str:
     "The pairs of heads that stand out most, by mode"
@@ -499,7 +499,7 @@ def _code_of(notebook:Path)->str: # 64 hexadecimal digits
 def _from_weights(out:Path, params:dict, why:str)->tuple: # arguments for `_execute`
     "What to run where a checkpoint holds attention weights alone"
     notebook = paper_notebook("paper_weights")
-    params = {k:v for k,v in params.items() if k in ("model","revision","seed","known","out","resume")}
+    params = {k:v for k,v in params.items() if k in ("model","name","revision","seed","known","out","resume")}
     print(f"{why} So only what needs no forward pass is rerun.", file=sys.stderr)
     return notebook,out,params|dict(why=why,notebook_sha256=_code_of(notebook))
 
@@ -512,14 +512,14 @@ def _run_paper(notebook:Path, out:Path, params:dict)->None:
         except IncompleteError as e: _with_progress(lambda: _execute(*_from_weights(out,params,str(e))))
     finally: leave_unused(out)
 
-def _pages(out:Path, model:str)->None:
+def _pages(out:Path)->None:
     "Say what came out, make the pages, say where everything is"
     from talking_heads.brief import brief, languages
     from talking_heads.report import to_html
     results = read_results(out)
     print(f"{headline(results)}\n\nNotebook  {out/'paper.ipynb'}\nResults   {out/'results.json'}",flush=True)
     with _after(f"The run is finished and its results are in {out/'results.json'}","The same command with --resume makes the pages again."):
-        page = to_html(out/"paper.ipynb", out/"paper.html", title=f"Talking heads in {model}")
+        page = to_html(out/"paper.ipynb", out/"paper.html", title=f"Talking heads in {results['model']}")
         short = [brief(results,lang).save(out/f"brief.{lang}.html") for lang in languages]
     print(f"One page  {page}\nBrief     {', '.join(map(str,short))}")
 
@@ -535,11 +535,12 @@ def _paper(model, seed, out, resume, given, **params):
     with folder_lock(out,"th_paper"):
         find_checkpoint(model,params["revision"]) # a name that means nothing is told before a kernel starts
         _run_paper(notebook,out,params)
-        _pages(out,model)
+        _pages(out)
 
 # %% ../nbs/commands.ipynb #c033
 @command
 def th_paper(model:Param("smollm2, a Hugging Face id, or a folder",str)="smollm2",
+             name:Param("what to call the model on pages and in results; by default its own name, no path",str)=None,
              seed:Param("seed of every prompt and every interval",int)=0,
              out:Param("folder for the run; made if missing",str)="runs/paper",
              device:Param("cpu, cuda, cuda:1; the GPU if there is one",str)=None,
@@ -548,7 +549,7 @@ def th_paper(model:Param("smollm2, a Hugging Face id, or a folder",str)="smollm2
              resume:Param("keep the finished steps of the same run in that folder",store_true)=False,
              p:Short("another parameter of the notebook and its value, e.g. -p n_prompts 50, or n_prompts=50",nargs=2,action="append")=None):
     "Rerun the paper on a model: an executed notebook, one offline page, results.json, tables and charts"
-    try: _paper(model, seed, out, resume, p or [], device=device, dtype=dtype, revision=revision)
+    try: _paper(model, seed, out, resume, p or [], device=device, dtype=dtype, revision=revision, name=name)
     except KeyboardInterrupt:
         print(f"\nInterrupted. Finished steps are kept in {out}; the same command with --resume goes on from there.", file=sys.stderr)
         raise SystemExit(130) from None
@@ -563,7 +564,8 @@ def th_compare(runs:Param("folders of th_paper, or results.json files; at least 
     with folder_lock(out,"th_compare"):
         c = compare_runs(runs,anyway)
         page,*rest = c.save(out)
-    print("\n".join([repr(c),*c.notes,"",f"One page  {page}",f"Rows      {rest[0]}, {rest[1].name}",f"Summary   {rest[2]}"]))
+    files = [f"One page  {page}",f"Rows      {rest[0]}, {rest[1].name}",f"Summary   {rest[2]}"]
+    print("\n".join([repr(c),*c.explained,*c.notes,"",*files]))
 
 # %% ../nbs/commands.ipynb #c039
 @command

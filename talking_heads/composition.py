@@ -13,6 +13,7 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
 from .core import *
+from .checkpoints import display_name
 from .svd import *
 
 # %% ../nbs/03_composition.ipynb #c007
@@ -109,7 +110,7 @@ class Composition:
 def provenance_of(weights:AttentionWeights)->dict:
     "Model, hash and processing: what every score has to carry"
     c,f = weights.checkpoint,getattr(weights,"family",None)
-    p = dict(model=c.path.name if c.source=="local" else c.name, revision=c.revision, sha256=c.sha256,
+    p = dict(model=display_name(c), revision=c.revision, sha256=c.sha256,
              processing=weights.processing, center_writing=weights.center_writing, dtype="float32")
     if not (f and f.qk_norm): return p
     gains = "folded" if weights.processing=="folded" else "left out"

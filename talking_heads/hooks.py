@@ -1089,7 +1089,8 @@ def _inhibition_rows(model, prompts:Prompts, movers:list, seed:int)->pd.DataFram
     base = readout(model,prompts)
     intact = inhibition_score(torch.stack([base.attention[:,m.layer,m.head] for m in movers],1))
     fall = intact[:,None,None]-inhibition_score(ablation_sweep(model,prompts,movers))
-    return _scored(fall, "inhibition", seed, .05*float(intact.mean()))
+    there = bootstrap_ci(intact.double(), generator=derive_generator(seed,"intact"))[0]>0 # a part of nothing is nothing
+    return _scored(fall, "inhibition", seed, .05*float(intact.mean()) if there else float("inf"))
 
 # %% ../nbs/01_hooks.ipynb #c095
 def find_heads(model:TransformerBridge, # from `load_model`

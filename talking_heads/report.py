@@ -50,7 +50,13 @@ def _assigned(source):
     except SyntaxError: return {}
     set_here = [n for n in body if isinstance(n,(ast.Assign,ast.AnnAssign))]
     pairs = [(n.targets[0] if isinstance(n,ast.Assign) else n.target, n.value) for n in set_here]
-    return {t.id:ast.unparse(v) for t,v in pairs if isinstance(t,ast.Name) and v is not None}
+    return {t.id:_no_path(v) for t,v in pairs if isinstance(t,ast.Name) and v is not None}
+
+def _no_path(value)->str:
+    "A value as text; of a path, its last part, since a page leaves the machine"
+    x = value.value if isinstance(value,ast.Constant) else None
+    if not isinstance(x,str) or not re.match(r"[/\\~]|[A-Za-z]:[/\\]",x): return ast.unparse(value)
+    return repr(re.split(r"[/\\]+",x.rstrip("/\\"))[-1])
 
 # %% ../nbs/report.ipynb #c013
 def _parameters(nb):

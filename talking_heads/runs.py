@@ -221,7 +221,8 @@ def _by(x): return {"type":"object","additionalProperties":x}
 
 _source = _object(source={"enum":["embedded","hub","local"]}, sha256=_text, revision={"type":["string","null"]}, processing=_text,
     dtype=_text, seed=_whole, versions={"type":"object"}, seconds=_number)
-_removal = _object(component=_text, fall=_number, ci=_ci, relative=_number, largest_other=_number, n=_whole,
+_maybe = {"type":["number","null"]} # null where there is nothing to divide by, or nothing beside it
+_removal = _object(component=_text, fall=_number, ci=_ci, relative=_maybe, largest_other=_maybe, n=_whole,
     everywhere=_by(_object(score=_number, ci=_ci, logit_diff=_number, accuracy=_number)))
 _steer = _object(n=_whole, components=_strings, named=_number, ci=_ci, top1=_number, looked=_number, random=_number, random_ci=_ci)
 _first = dict(ioi=_object(**_order["properties"], by_order=_by(_order)), heads=_object(**{c:{"type":"array","items":_head} for c in _classes}),
@@ -233,7 +234,8 @@ _gained = _rows(split=_text, n_items=_whole, before=_number, after=_number, **_s
 _weights = _object(processing=_text, n_layers=_whole, n_heads=_whole, board_edges={"type":["string","null"]}, strongest=_by(_rows(src=_text,dst=_text,score=_number,z=_number)),
     concentration=_by(_object(n=_whole, share=_number, ci=_ci, random=_number, excess=_number, excess_ci=_ci)),
     board=_by(_object(n_edges=_whole, component=_number, component_ci=_ci, head=_number, lift=_number, lift_ci=_ci, chance=_number, p=_number)))
-_signal = _object(component=_text, n=_whole, order=_number, names=_number, template=_number, others=_number, transfer=_number, transfer_ci=_ci, shuffled=_number)
+_signal = _object(component=_text, n=_whole, order=_maybe, names=_maybe, template=_maybe, others=_maybe,
+    transfer=_number, transfer_ci=_ci, shuffled=_number)
 _crowding = _object(lengths=_rows(n_items=_whole, skill=_number, low=_number, high=_number, n=_whole), order={"type":"array"}, p_order={"type":["number","null"]}, p_position={"type":["number","null"]})
 _lifting = {"type":"object","properties":dict(scaling=_rows(alpha=_number, n_items=_whole, split=_text, chosen={"type":"boolean"}, **_spread),
     learned=_object(n_gains=_whole, layer=_whole, lists=_gained, random=_gained))}
@@ -242,7 +244,9 @@ _lifting = {"type":"object","properties":dict(scaling=_rows(alpha=_number, n_ite
 _audit = _object(passed={"type":"boolean"}, failed=_strings, unsure=_strings, untested=_strings, budget={"type":"object"}, verdicts=_rows(rule=_text, verdict=_text))
 _forecast = _object(n=_whole, auroc=_number, ci=_ci, confidence=_number, confidence_ci=_ci)
 _verdict = _rows(claim=_text, title=_text, verdict={"enum":["replicates","partly","does not replicate","cannot be tested here"]}, reason=_text, rule=_text, control=_text, evidence=_by(_number))
-_second = dict(weights=_weights, signal=_signal, crowding=_crowding, lifting=_lifting, audit=_audit, forecast=_forecast, untested=_by(_text))
+_inhibition = _object(score=_number, ci=_ci, n=_whole) # of the untouched model
+_second = dict(inhibition=_inhibition, weights=_weights, signal=_signal, crowding=_crowding, lifting=_lifting,
+    audit=_audit, forecast=_forecast, untested=_by(_text))
 _head_of = dict(model=_text, provenance=_source)
 
 def _schema(version:int, required:dict, optional:dict)->dict:
@@ -328,17 +332,26 @@ def list_results(template:str, # the template of the section
         spots = positions[positions.n_items==n]
         by_n[str(n)] = {"n":int(a["n"]), "accuracy":round(a["mean"],6), "ci":[round(a["low"],6),round(a["high"],6)], "top1":round(t["mean"],6),
             "top1_ci":[round(t["low"],6),round(t["high"],6)], "by_position":{str(p):round(m,6) for p,m in zip(spots.position,spots["mean"])}}
+        ends = zip(spots.position,spots.low,spots.high) if "low" in spots else ()
+        by_n[str(n)]["by_position_ci"] = {str(p):[round(a,6),round(b,6)] for p,a,b in ends}
     return {"template":template,"by_n":by_n}
 
 # %% ../nbs/runs.ipynb #c034
+def _all_of(row)->dict: return dict(fall=round(float(row.fall),6),ci=[round(float(row.low),6),round(float(row.high),6)])
+
 def removal_results(falls:pd.DataFrame, # one row per component of the head
                     whole:pd.DataFrame, # one row per edit of the weights: edit mean low high logit_diff accuracy
+                    head:pd.DataFrame|None=None, # one row: the whole head silenced
                    )->dict:
     "The `removal` section, where there is one: the component that matters most, its rivals, and edits of the weights"
     r6 = lambda x: round(float(x),6)
     top,rest = falls.loc[falls.fall.idxmax()],falls.drop(falls.fall.idxmax())
     everywhere = {e["edit"]:dict(score=r6(e["mean"]),ci=[r6(e["low"]),r6(e["high"])],logit_diff=r6(e["logit_diff"]),accuracy=r6(e["accuracy"])) for e in whole.to_dict("records")}
-    return dict(component=top["name"],fall=r6(top.fall),ci=[r6(top.low),r6(top.high)],relative=r6(top.relative),largest_other=r6(rest.relative.max()),n=int(top.n),everywhere=everywhere)
+    reach = {} if head is None else dict(head=_all_of(head.iloc[0]))
+    part = top.relative/top.fall if top.fall else math.nan # of the mean intact score
+    if top.fall: reach["relative_ci"] = [r6(part*x) for x in (top.low,top.high)]
+    return reach|dict(component=top["name"],fall=r6(top.fall),ci=[r6(top.low),r6(top.high)],relative=r6(top.relative),
+                      largest_other=r6(rest.relative.max()),n=int(top.n),everywhere=everywhere)
 
 def steering_results(scores:pd.DataFrame, # two rows per length, `kind` chosen and random
                     )->dict:
@@ -346,6 +359,8 @@ def steering_results(scores:pd.DataFrame, # two rows per length, `kind` chosen a
     r6,out = lambda x: round(float(x),6),{}
     for n,g in scores.groupby("n_items"):
         a,b = (g[g.kind==k].iloc[0] for k in ("chosen","random"))
-        out[str(n)] = dict(n=int(a.n),components=a.components.split(": ")[1].split(),named=r6(a.named),ci=[r6(a.named_low),r6(a.named_high)],
+        reach = dict(moved=r6(a.moved)) if "moved" in g else {}
+        out[str(n)] = reach|dict(n=int(a.n),components=a.components.split(": ")[1].split(),
+            named=r6(a.named),ci=[r6(a.named_low),r6(a.named_high)],
             top1=r6(a.top1),looked=r6(a.looked),random=r6(b.named),random_ci=[r6(b.named_low),r6(b.named_high)])
     return out

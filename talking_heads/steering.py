@@ -139,13 +139,14 @@ def steer(model, # from `load_model`
           values:Tensor, # (N k) one row of coordinates per target place
           observers=(), # heads whose attention is read as well
           runs:list|None=None, # from `prefixes` of the same prompts
-         )->pd.DataFrame: # one row per prompt and target: position target named top1, and looked with observers
+         )->pd.DataFrame: # one row per prompt and target: position target item named top1, and looked with observers
     "Set the coordinates at END to those of each target place, and say what came of it"
     N,ids = _items(prompts)
     if values.shape!=(N,len(s)): raise EditError(f"Values have shape {tuple(values.shape)}; lists of {N} items in {len(s)} dimensions need {(N,len(s))}.")
     v = run_variants(model,prompts,_setting(model,s,lambda g: values[None]),N,observers,tuple(f"item{i+1}" for i in range(N)),runs=runs)
     named = _in_list_order(v.choices,prompts).argmax(-1)
     frame = pd.DataFrame([dict(prompt=b,position=p.info["position"],target=t+1) for b,p in enumerate(prompts) for t in range(N)])
+    frame = frame.assign(item=(named+1).flatten().numpy())
     frame = frame.assign(named=(named==torch.arange(N)).flatten().numpy(),top1=(v.top==ids).flatten().numpy())
     return frame.assign(looked=(_looks(v.attention)==torch.arange(N)).flatten().numpy()) if len(observers) else frame
 

@@ -333,7 +333,8 @@ def _from_bridge(bridge, processing:str, center_writing:bool)->tuple: # checkpoi
     if done and (processing!="raw" or center_writing):
         raise ModelError("This model is in compatibility mode: its weights are folded and centred already. Ask for raw, which takes them as they are.")
     t,c = _BridgeTensors(bridge),getattr(bridge,"checkpoint",None)
-    return Checkpoint(c.name if c else config.get("_name_or_path") or "bridge", None, "memory", t.sha256(), c and c.revision),config,t
+    name = display_name(c) if c else plain_name(config.get("_name_or_path") or "bridge")
+    return Checkpoint(name, None, "memory", t.sha256(), c and c.revision),config,t
 
 # %% ../nbs/02_svd.ipynb #c028
 class _Layers:

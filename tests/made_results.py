@@ -23,7 +23,8 @@ def laundry_list():
     return dict(template="things", by_n={str(k): length(k, *v) for k, v in by.items()})
 
 def removal():
-    return dict(component="7.2.0", fall=.167, ci=[.151, .183], relative=.759, largest_other=.048, n=58,
+    return dict(component="7.2.0", fall=.167, ci=[.151, .183], relative=.759, relative_ci=[.686, .832],
+                largest_other=.048, n=58,
                 everywhere={k: dict(score=s, ci=ci(s, .02), logit_diff=4., accuracy=.9) for k, s in {"intact": .22, "7.2.0": .06, "random, components 0": .21}.items()})
 
 def steering():

@@ -73,7 +73,9 @@ def test_main_sentences():
     assert "79% of pairs" in text(r, "ahead") and "71%: no clear difference" in text(r, "ahead")
     assert "62 numbers" in text(r, "edit") and "With 8 items: 26% without, 49% with it (+23 points; 95% interval +17 to +29 points, 148 prompts)" in text(r, "edit")
     assert "all 6 limits" in text(r, "cost") and "at 62%" in text(r, "cost") and "with certainty: the basic task" in text(r, "cost")
-    assert "6 in all" in text(r, "sure") and "3 replicated, 1 replicated in part, 1 did not replicate, 1 could not be tested here" in text(r, "sure")
+    assert "6 in all" in text(r, "sure")
+    assert "3 replicated, 1 replicated in part, 1 did not replicate." in text(r, "sure")
+    assert "1 more could not be tested here, which is evidence neither for nor against" in text(r, "sure")
     assert "th_edit --undo" in text(r, "undo") and "`edits`" in text(r, "undo")
 
 # What was not run
@@ -190,6 +192,75 @@ def test_a_gap_in_the_curve_ends_the_reach():
     r = made.without(made.complete(), "forecast")
     r["laundry_list"]["by_n"]["8"] |= dict(accuracy=.95, ci=[.92, .98])
     assert "80% right: 3 items" in text(r, "fails")
+
+# What could not be measured
+
+def test_what_could_not_be_tested_is_never_a_failure():
+    r = made.complete()
+    why = ["no_heads", "no_heads", "unmoved", "no_room"]
+    here = "cannot be tested here"
+    r["verdicts"] = [v | dict(verdict=here, why=k) for v, k in zip(r["verdicts"], why)] + r["verdicts"][4:5]
+    said = text(r, "sure")
+    assert "1 did not replicate." in said and "4 more could not be tested here" in said
+    assert "Of these, 2: no unit of the kind was found" in said
+    assert "Of these, 1: the intervention moved nothing" in said
+    ja = text(r, "sure", "ja")
+    assert "検証できなかった主張のうち2件：該当する部品が見つかりませんでした" in ja and "再現せず1件）" in ja
+    r["verdicts"] = [v | dict(why="no_skill") for v in r["verdicts"][:4]]
+    said = text(r, "sure")
+    assert "None of the paper's claims, 4 in all, could be judged. Why not: the model cannot do the task" in said
+    assert "replicate" not in said and "再現せず" not in text(r, "sure", "ja")
+
+def test_every_kind_of_lack_has_its_words():
+    from talking_heads.verdicts import lacks
+    assert {f"w_{k}" for k in lacks} == {k for k in room._words if k.startswith("w_")} - {"w_unknown"}
+
+@pytest.mark.parametrize("change,says", [
+    (dict(relative=None), "not clearly there"),
+    (dict(everywhere={"intact": dict(score=.02, ci=[-.03, .07])}), "not clearly there"),
+    (dict(fall=0., ci=[0., 0.], head=dict(fall=0., ci=[0., 0.])), "moved nothing")])
+def test_a_removal_without_reach_takes_no_share(change, says):
+    r = made.complete()
+    r["removal"] |= change
+    assert says in text(r, "inside") and "%" not in text(r, "inside")
+
+def test_a_removal_has_its_interval():
+    assert "takes 76% of this signal (95% interval 69% to 83%)" in text(made.complete(), "inside")
+    r = made.complete()
+    r["removal"].pop("relative_ci") # an older run
+    assert "takes 76% of this signal; any other" in text(r, "inside")
+
+def test_a_forecast_needs_failures():
+    for f in (dict(base_rate=0.), dict(base_rate=1.), dict(auroc=None, ci=[None, None])):
+        r = made.complete()
+        r["forecast"] |= f
+        assert "could not be measured" in text(r, "ahead") and "%" not in text(r, "ahead")
+    r = made.without(made.complete(), "forecast") | dict(untested=dict(forecast="All fail."))
+    assert "could not be measured" in text(r, "ahead") and "測れませんでした" in text(r, "ahead", "ja")
+    r = made.complete()
+    r["forecast"]["worst"][0] |= dict(failure=0.)
+    assert "No list in the part that was set aside failed" in text(r, "fails")
+
+def test_no_rank_among_equals():
+    r = made.without(made.complete(), "forecast")
+    by = r["laundry_list"]["by_n"]["8"]
+    by["by_position"] = {str(i): 1. for i in range(1, 9)}
+    assert "all places of the answer do alike" in text(r, "fails") and "least often at place" not in text(r, "fails")
+    by["by_position"]["3"] = .5
+    assert "no interval for single places" in text(r, "fails")
+    by["by_position_ci"] = {"3": [.31, .69]}
+    assert "place 3: 50% right (95% interval 31% to 69%)" in text(r, "fails")
+
+def test_a_ceiling_leaves_nothing_to_gain():
+    r = made.complete()
+    for x in r["lifting"]["learned"]["lists"]: x |= dict(before=.99, after=.99, change=0., low=-.01, high=.01)
+    said = text(r, "edit")
+    assert "nothing to gain" in said and "points" not in said and "nothing to gain" in brief(r).short
+    q = made.quick()
+    for x in q["lifting"]["scaling"]: x |= dict(before=1.)
+    assert "nothing to gain" in text(q, "edit")
+    for x in q["lifting"]["scaling"]: x |= dict(before=.4, change=0., moved=0.)
+    assert "No factor moved the answers" in text(q, "edit") and "%" not in text(q, "edit")
 
 # Language and form
 

@@ -50,8 +50,7 @@ def changed(r, path, value):
     at[path[-1]] = value
     return r
 
-wrong = {"processing": (["provenance", "processing"], "folded"), "processing of the weights part": (["weights", "processing"], "raw"), "number format": (["provenance", "dtype"], "bfloat16"),
-         "setting how": (["provenance", "settings", "how"], "full"), "setting n_prompts": (["provenance", "settings", "n_prompts"], 230),
+wrong = {"setting how": (["provenance", "settings", "how"], "full"), "setting n_prompts": (["provenance", "settings", "n_prompts"], 230),
          "setting list_lengths": (["provenance", "settings", "list_lengths"], [2, 3]), "IOI prompts": (["ioi", "n"], 230), "list template": (["laundry_list", "template"], "boxes"),
          "prompts of 5 items": (["laundry_list", "by_n", "5", "n"], 100), "talking_heads": (["provenance", "versions", "talking_heads"], "0.2.0"),
          "seeds of the model": (["provenance", "seed"], 1), "rule of removal": (["verdicts", 2, "rule"], "another rule"), "setting new": (["provenance", "settings", "new"], 1)}
@@ -79,7 +78,8 @@ def test_runs_made_alike_stand_side_by_side(two):
 def test_old_and_new_schema_are_not_mixed_in_silence(put, two):
     old = put("old", made.version_1())
     assert read_run(old).version == 1 and read_run(old).results["schema_version"] == 2 and read_run(old).results["verdicts"] == []
-    with pytest.raises(ComparisonError, match="schema version"): compare_runs([old, two[1]])
+    c = compare_runs([old, two[1]])
+    assert c.comparable and any("different versions of results.json" in s for s in c.explained)
     again = made.version_1()
     again["provenance"]["seed"] = 1
     assert compare_runs([old, put("old2", again)]).comparable
@@ -117,8 +117,59 @@ def test_missing_sections_are_said(two, put):
     w["provenance"]["sha256"] = "ff"*32
     c = compare_runs([*two, put("w", w, notebook="5"*64)])
     assert c.comparable and any(n.startswith("Not run in invented-weights: ioi, heads") for n in c.notes)
-    w["weights"]["processing"] = "raw"
-    with pytest.raises(ComparisonError, match="processing of the weights part"): compare_runs([*two, put("w2", w)])
+
+# Differences that are explained and leave the questions the same
+
+def shared(c, section): return set(c.frame[c.frame.section == section].groupby("measure").run.nunique())
+
+def test_different_processing_is_explained_and_shares_no_row(put, two, th_compare, tmp_path):
+    raw = changed(made.weights_only(), ["weights", "processing"], "raw") | dict(model="invented-raw")
+    raw["provenance"]["sha256"] = "ff"*32
+    c = compare_runs([two[0], put("raw", raw)])
+    assert c.comparable and shared(c, "weights") == {1} and not len(apart(c.frame))
+    names = set(c.frame[c.frame.section == "weights"].measure)
+    assert {"average precision of components, Q (folded weights)", "average precision of components, Q (raw weights)"} <= names
+    text = BeautifulSoup(comparison_html(c), "html.parser").select_one(".told").get_text()
+    assert "invented-complete: folded; invented-raw: raw" in text and "verdicts on weights are not comparable" in text
+    both = other(weights=made.weights() | dict(beside=dict(raw["weights"])))
+    c = compare_runs([put("both", both), put("raw", raw)])
+    assert shared(c, "weights") == {1, 2} # rows of one processing stand side by side
+    alike = compare_runs([two[0], two[1]])
+    assert shared(alike, "weights") == {2} and alike.explained == []
+    r = th_compare(two[0], tmp_path/"raw", "--out", tmp_path/"out")
+    assert r.returncode == 0 and "differently processed weights" in r.stdout
+    assert str(tmp_path) not in (tmp_path/"out"/"comparison.json").read_text()
+
+def test_components_of_other_weights_share_no_row(put, two):
+    r = other()
+    r["provenance"]["components"] = "folded, as W_O writes them" # the same as `folded` in the older run
+    assert compare_runs([two[0], put("r", r)]).explained == []
+    r["provenance"]["components"] = "raw"
+    c = compare_runs([two[0], put("r", r)])
+    assert c.comparable and shared(c, "removal") == shared(c, "steering") == {1} and shared(c, "ioi") == {2}
+    assert "These parts rest on differently processed weights" in c.explained[0] and "Removal" in c.explained[0]
+
+@pytest.mark.parametrize("path,value,says", [(["provenance", "dtype"], "bfloat16", "Number formats differ"),
+                                             (["provenance", "processing"], "folded", "differently processed weights")])
+def test_how_numbers_were_computed_is_explained(put, two, path, value, says):
+    c = compare_runs([two[0], put("c", changed(other(), path, value))])
+    assert c.comparable and says in c.explained[0]
+    assert says in BeautifulSoup(comparison_html(c), "html.parser").select_one(".told").get_text()
+
+def test_a_refusal_says_why_it_matters(put, two):
+    full = put("full", changed(other(), ["provenance", "settings", "how"], "full"))
+    with pytest.raises(ComparisonError, match="quick runs use fewer prompts"): compare_runs([two[0], full])
+    page = BeautifulSoup(comparison_html(compare_runs([two[0], full], anyway=True)), "html.parser")
+    assert "wider intervals" in page.select_one(".mark").get_text()
+
+def test_claims_that_could_not_be_tested_have_a_column_of_their_own(two):
+    t = verdict_totals(compare_runs(two).verdicts).set_index("run").loc["invented-complete"]
+    assert t.to_dict() == {"replicates": 3, "partly": 1, "does not replicate": 1, "could not be tested": 1}
+
+def test_no_path_names_a_model(put):
+    path = made.complete("/home/somebody/models/hf")
+    c = compare_runs([put("p", path), put("q", other())])
+    assert c.runs[0].name == "model-ab12ab12" and "/home" not in comparison_html(c)
 
 def test_other_known_pairs_are_said(two, put):
     c = compare_runs([two[0], put("c", changed(other(), ["weights", "board_edges"], "literature"))])

@@ -3,6 +3,8 @@ import json
 import math
 import subprocess
 import sys
+from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,15 @@ from talking_heads.svd import *
 from talking_heads.verdicts import *
 from talking_heads.verdicts import _dealt, _isotropic_shares, _place, _shares
 
+import made_results as made
+
 def said(results): return {v.claim: v.verdict for v in judge_claims(results)}
 
 def effect():
     "A run in which everything holds"
     r = noise_results()
+    r["audit"] = dict(passed=True, first=None, failed=[], unsure=[], untested=[],
+                      verdicts=[dict(rule="kl", verdict="pass", value=.001, limit=.02)])
     r["removal"].update(fall=.2, ci=[.18, .22], relative=.8, largest_other=.1)
     r["removal"]["everywhere"] = {k: dict(score=s, ci=[s, s], logit_diff=1., accuracy=.9) for k, s in
                                   (("intact", .25), ("without 1.0.0", .05), ("random, components 0", .25), ("random, other heads 0", .24))}
@@ -43,7 +49,8 @@ def test_everything_holds():
     assert set(said(effect()).values()) == {yes} and len(claims) == 9
 
 @pytest.mark.parametrize("section,change,claim,verdict", [
-    ("removal", dict(largest_other=.7), "removal", partly), ("removal", dict(relative=.2, everywhere={k: dict(score=.2) for k in ("intact", "without 1.0.0")}), "removal", no),
+    ("removal", dict(largest_other=.7), "removal", partly),
+    ("removal", dict(relative=.2, everywhere={k: dict(score=.2) for k in ("intact", "without 1.0.0")}), "removal", no),
     ("signal", dict(names=.5), "signal", no), ("signal", dict(names=.2), "signal", partly), ("signal", dict(transfer_ci=[.4, 1.]), "signal", no),
     ("crowding", dict(p_order=.5, p_position=.5), "crowding", partly),
     ("audit", dict(unsure=["kl"]), "side_effects", partly), ("audit", dict(passed=False, failed=["wrong"]), "side_effects", no)])
@@ -78,8 +85,171 @@ def test_noise_never_replicates(seed):
 
 def test_lists_of_one_order_only():
     r = effect()
-    r["crowding"] |= dict(p_order=None, p_position=None)
-    assert said(r)["crowding"] == partly
+    r["crowding"] |= dict(p_order=None)
+    assert said(r)["crowding"] == yes # places of the answer alone
+    r["crowding"] |= dict(p_position=None)
+    assert said(r)["crowding"] == untested
+    assert said(effect() | dict(crowding=effect()["crowding"] | dict(p_order=math.nan)))["crowding"] == untested
+
+# When there is nothing to measure
+
+def judged(r, claim): return next(v for v in judge_claims(r) if v.claim == claim)
+
+def test_noise_with_reach_fails_and_stillness_cannot_be_tested():
+    "Both directions: something moved, but not as claimed; and nothing moved at all"
+    assert set(list(said(noise_results()).values())[3:]) == {no}
+    assert set(said(unmoved_results()).values()) == {untested}
+    assert {v.why for v in judge_claims(unmoved_results())[3:]} == {"unmoved", "no_skill", "no_lift"}
+
+def numbers(x, at=()):
+    "Paths of all numbers inside"
+    if isinstance(x, bool) or not isinstance(x, (int, float, dict, list)): return []
+    if isinstance(x, (int, float)): return [at]
+    return [p for k, v in (x.items() if isinstance(x, dict) else enumerate(x)) for p in numbers(v, (*at, k))]
+
+def put(r, path, f):
+    "`r` with one number changed, in a copy"
+    r = deepcopy(r)
+    x = r
+    for k in path[:-1]: x = x[k]
+    x[path[-1]] = f(x[path[-1]])
+    return r
+
+@given(st.integers(0, 10**6), st.floats(0, 1), st.sampled_from([effect, noise_results]))
+@settings(max_examples=40, deadline=None)
+def test_no_effect_at_all_is_never_a_verdict(seed, scale, run):
+    "Effects scaled to 0, intact ones among them, with intervals of any width around 0"
+    r = deepcopy(run() if run is effect else run(seed))
+    x = r["removal"]
+    x |= dict(fall=0., ci=[-scale, scale], relative=0., largest_other=0.)
+    x.pop("head", None)
+    x["everywhere"] = {k: dict(score=.2, ci=[.2-scale, .2+scale]) for k in x["everywhere"]}
+    for n, s in r["steering"].items():
+        around = [1/int(n)-scale, 1/int(n)+scale]
+        s |= dict(named=1/int(n), ci=around, random=1/int(n), random_ci=around, moved=0.)
+    for row in r["lifting"]["scaling"]: row |= dict(change=0., low=0., high=0., moved=0.)
+    for row in r["lifting"]["learned"]["lists"]: row |= dict(change=0., low=0., high=0.)
+    r["audit"] = made.audit() | dict(failed=[], passed=True)
+    for row in r["crowding"]["lengths"]: row |= dict(skill=0., low=-scale, high=scale)
+    got = said(r)
+    assert {got[k] for k in ("removal", "signal", "index", "crowding", "lift", "side_effects")} == {untested}
+
+@given(st.data())
+@settings(max_examples=120, deadline=None)
+def test_a_broken_number_is_never_a_verdict(data):
+    "Whichever number a claim's section holds: NaN or infinite, it decides nothing"
+    r = effect()
+    section = data.draw(st.sampled_from(sorted(r)))
+    path = data.draw(st.sampled_from(numbers(r[section])))
+    broken = r | {section: put(r[section], path, lambda _: data.draw(st.sampled_from([math.nan, math.inf, -math.inf])))}
+    got = said(broken)
+    for c in claims.values():
+        read = any(p.split(".")[0] in ("*", str(path[0])) for p in c.reads)
+        assert not (c.section == section and read) or got[c.key] == untested, (c.key, path)
+
+@given(st.data())
+@settings(max_examples=80, deadline=None)
+def test_a_missing_number_is_never_a_verdict(data):
+    "Every number that a claim says it reads: taken out or null, the claim cannot be tested"
+    r = effect()
+    c = data.draw(st.sampled_from([c for c in claims.values() if c.reads]))
+    path = [p for p in numbers(r[c.section]) if any(matches(p, q) for q in c.reads)]
+    got = judged(r | {c.section: put(r[c.section], data.draw(st.sampled_from(path)), lambda _: None)}, c.key)
+    assert got.verdict == untested and got.why == "no_numbers"
+
+def matches(path, pattern):
+    parts = pattern.split(".")
+    return len(parts) == len(path) and all(q in ("*", str(p)) for p, q in zip(path, parts))
+
+def test_the_intact_score_must_be_there():
+    r = effect()
+    r["removal"]["everywhere"]["intact"]["ci"] = [-.01, .5]
+    for k in ("removal", "signal"):
+        assert judged(r, k).why == "no_effect" and "[-0.010, 0.500]" in judged(r, k).reason
+    assert said(r)["low_rank"] == yes # pairs from the literature do not depend on it
+    r["weights"]["board_edges"] = "found in this model by what heads do"
+    v = judged(r, "weights_predict")
+    assert v.verdict == partly and "not testable: The movers' inhibition score" in v.reason # keys alone are left
+    r.pop("removal"); r["inhibition"] = dict(score=.02, ci=[-.03, .07], n=60)
+    r["heads"] = made.heads()
+    assert judged(r, "removal").why == judged(r, "signal").why == "no_effect"
+
+def test_what_the_whole_head_says_bounds_its_components():
+    r = effect()
+    r["removal"] |= dict(fall=.004, ci=[-.01, .02], relative=.02, head=dict(fall=.2, ci=[.18, .22]))
+    r["removal"]["everywhere"] = {k: dict(score=.25, ci=[.2, .3]) for k in r["removal"]["everywhere"]}
+    assert said(r)["removal"] == no and judged(r, "signal").why == "unmoved" # the head speaks, this component does not
+    r["removal"]["head"] = dict(fall=.001, ci=[-.01, .012])
+    assert judged(r, "removal").why == "unmoved" and "Silencing all of head 1.0" in judged(r, "removal").reason
+
+def test_steering_without_reach():
+    r, still = effect(), dict(named=1/3, ci=[1/3, 1/3], random=1/3, random_ci=[1/3, 1/3])
+    r["steering"]["3"] |= still
+    assert judged(r, "index").why == "unmoved"
+    r["steering"]["5"] = dict(effect()["steering"]["3"])
+    v = judged(r, "index")
+    assert v.verdict == yes and "not testable: N=3" in v.reason
+    r["steering"]["5"] |= dict(named=.2, ci=[.17, .23], random=.21, random_ci=[.18, .24], moved=.6)
+    assert said(r)["index"] == no # it moved much, to no target
+    r["steering"]["5"]["moved"] = .01
+    assert judged(r, "index").why == "unmoved"
+    r = effect() | dict(laundry_list=dict(by_n={"3": dict(accuracy=.35, ci=[.3, .4])}))
+    assert judged(r, "index").why == "no_skill"
+
+def test_a_ceiling_cannot_be_lifted():
+    r = effect()
+    for x in (*r["lifting"]["learned"]["lists"], *r["lifting"]["scaling"]):
+        x |= dict(before=.99, change=0., low=-.01, high=.01)
+    v = judged(r, "lift")
+    assert v.why == "no_room" and "0.99" in v.reason and "nothing to lift" in v.reason
+    r["lifting"]["scaling"][0] |= dict(before=.4, change=.001)
+    v = judged(r, "lift") # representations fail, weights stay open
+    assert v.verdict == untested and "this half fails" in v.reason
+    r["lifting"]["scaling"][0] |= dict(change=.1, low=.05, high=.15)
+    assert said(r)["lift"] == partly
+    narrow = r["weights"]["concentration"]
+    for m in narrow: narrow[m] = narrow[m] | dict(random=.9)
+    assert judged(r, "low_rank").why == "no_room"
+    same = r["weights"]["board"]["Q"] | dict(head=1., component=1., lift=0., lift_ci=[0., 0.])
+    r["weights"]["board"] = {m: same for m in "QKV"}
+    assert judged(r, "components").why == "no_room"
+    r["weights"]["board"] = {m: same | dict(component=.5, lift=-.5, lift_ci=[-.7, -.2]) for m in "QKV"}
+    assert said(r)["components"] == no # behind is an answer
+
+def test_halves_that_were_not_run():
+    r = effect()
+    r["lifting"].pop("learned")
+    assert said(r)["lift"] == partly and judged(r, "side_effects").why == "not_run"
+    r["lifting"]["scaling"][0] |= dict(low=-.01)
+    assert said(r)["lift"] == untested
+
+def test_an_edit_that_does_nothing_costs_nothing():
+    r = effect()
+    small = dict(change=.01, low=-.02, high=.04)
+    r["lifting"]["learned"]["lists"] = [x | small for x in r["lifting"]["learned"]["lists"]]
+    assert judged(r, "side_effects").why == "no_lift"
+    r["audit"] |= dict(passed=False, failed=["kl"])
+    assert said(r)["side_effects"] == no # a price without a gain is a price
+    r["audit"]["verdicts"] = [x | dict(verdict="untested") for x in r["audit"]["verdicts"]]
+    assert judged(r, "side_effects").why == "not_run"
+
+def test_why_sections_are_missing():
+    "No such heads is not the same as a model that cannot do the task, or a part that was left out"
+    r = made.no_heads() | dict(untested={})
+    assert {judged(r, k).why for k in ("removal", "signal", "index")} == {"no_heads"}
+    r["ioi"] |= dict(accuracy=.52, accuracy_ci=[.45, .58])
+    assert judged(r, "removal").why == "no_skill" and "0.52 [0.45, 0.58]" in judged(r, "removal").reason
+    assert judged(made.without(made.complete(), "steering"), "index").why == "not_run"
+    assert judged(made.weights_only(), "removal").reason == "It cannot run forward."
+
+def test_counts_keep_the_untestable_apart():
+    text = verdict_counts(judge_claims(unmoved_results()))
+    assert text.startswith("none could be judged; 9 cannot be tested here (") and "replicate" not in text.split("(")[0]
+    v = judge_claims(noise_results())
+    assert "6 does not replicate; 3 cannot be tested here (3: " in verdict_counts(v)
+    assert verdict_counts([asdict(x) for x in v]) == verdict_counts(v) and verdict_counts([]) == "not judged"
+    assert all(x.why in lacks for x in judge_claims(unmoved_results()))
+    assert {x.why for x in judge_claims(effect())} == {""}
 
 def test_missing_sections_are_untested():
     assert set(said({}).values()) == {untested}
