@@ -19,7 +19,7 @@ from transformer_lens.utilities.statistics import success_rate_ci
 from .data import *
 from .data import _word_ids
 from .hooks import *
-from .hooks import _check_prompts, _last_logits
+from .hooks import check_prompts, _last_logits
 from .interventions import *
 from .evaluation import *
 from .probes import *
@@ -155,7 +155,7 @@ def _list_prompts(model, plan:Plan, n_items:int)->dict: # template to prompts; r
     many = plan.per_template if plan.per_held_out_template is None else plan.per_held_out_template
     count = lambda t: many if t in held_out else plan.per_template
     out = {t:laundry_list(**task_args(model),n_items=n_items,n=count(t),template=t,seed=plan.seed) for t in list_templates}
-    for p in out.values(): _check_prompts(model,p)
+    for p in out.values(): check_prompts(model,p)
     return out
 
 def _list_scores(model, plan:Plan, skipped:dict)->pd.DataFrame:
@@ -179,7 +179,7 @@ def _contrast_prompts(model, plan:Plan, n_items:int, skipped:dict)->list: # of `
     for held,per in ((False,plan.per_form),(True,many)):
         kept = []
         for f in (f for f in contrast_forms if (f in held_out_contrasts)==held):
-            try: _check_prompts(model,contrast_suite(**args,n=per,form=f))
+            try: check_prompts(model,contrast_suite(**args,n=per,form=f))
             except TaskError as e: skipped[f"contrast: {f}, {n_items} items"] = str(e)
             else: kept.append(f)
         if kept: out.append(contrast_suite(**args,n=per*len(kept),form=kept))

@@ -250,7 +250,7 @@ def test_unexportable(tiny, capsys):
     ("progress bar", dict(out=stream(" 40%|####      | 4/10"))),
     ("progress bar", dict(out=stream("1 of 3\r2 of 3"))),
     ("progress bar", dict(out=data("application/vnd.jupyter.widget-view+json", {"model_id": "x"}))),
-    ("26 lines", dict(src="\n".join(["x = 1"]*26))),
+    ("31 lines", dict(src="\n".join(["x = 1"]*31))),
     *[("path of one machine", dict(src=f"open('/{o}/x.txt')")) for o in ("work", "tmp", "root", "home/someone")],
     ("path of one machine", dict(out=data("text/html", ["<a href='/home/someone'>x</a>"]))),
     ("path of one machine", dict(out=data("application/vnd.vegalite.v5+json", {"url": "file:///tmp/rows.json"}))),

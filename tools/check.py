@@ -12,7 +12,7 @@ from nbdev.process import extract_directives
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from make_readme import readme
 
-MAX_LINES = 25
+MAX_LINES = 30
 # A slash after a letter, a dot or a colon is the middle of an address or of a relative path, not the root of a machine's.
 PATH_RE = re.compile(r"(?:(?<![\w.:/~<-])|(?<=file://))/(?:work|tmp|root|(?:home|Users)/[\w.-]+)(?![\w.-])")
 PROGRESS_RE = re.compile(r"\d+%\||\d(?:it/s|s/it)\b|<progress\b|\r(?!\n)")
