@@ -45,18 +45,20 @@ def _lengthwise(prompts:Prompts)->Prompts:
 def forecast_frame(model, # from `load_model`
                    lists, # Laundry Lists, one `Prompts` or `Readout` for each length and template
                    spaces:list, # of `Subspace`: whose coordinates to read
-                   measure:str="correct", # what counts as success: "correct" among the items, or "top1" over the vocabulary
-                  )->pd.DataFrame: # template split n_items position order, fail, the columns of `confidence`, one per component
+                   measure:str="correct", # what counts as success: "correct" among the items, or "top1" of all words
+                  )->pd.DataFrame: # template split n_items position order fail, those of `confidence`, each component
     "One row per prompt, from one forward pass each"
     parts = []
     for p in progress(list(lists),"reading lists"):
         _lengthwise(p.prompts if isinstance(p,Readout) else p)
         r = p if isinstance(p,Readout) else readout(model,p,())
+        if r.query!="END": raise TaskError(f"A forecast reads coordinates at END; this readout's query is {r.query}.")
         scores,at = prompt_scores(r),{}
         for s in spaces:
             x = torch.cat([coordinates(r,model,V,h) for h,V in zip(s.heads,s.V)],-1) # (batch k)
             at |= dict(zip(s.names,x.T.numpy()))
-        parts.append(scores[["template","split","n_items","position","order"]].assign(fail=~scores[measure],**_sure(r),**at))
+        about = scores[["template","split","n_items","position","order"]]
+        parts.append(about.assign(fail=~scores[measure],**_sure(r),**at))
     return pd.concat(parts,ignore_index=True)
 
 # %% ../nbs/forecast.ipynb #c008

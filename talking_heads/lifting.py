@@ -127,9 +127,14 @@ class Suffix:
         if not 0<=layer<model.cfg.n_layers:
             raise HeadError(f"Layer {layer} does not exist: choose one from 0 to {model.cfg.n_layers-1}.")
         self.model,self.layer,self._calls = model,layer,{}
-        self._lower = parts_of(model,range(layer,model.cfg.n_layers))
+        self._lower,self._all = parts_of(model,range(layer,model.cfg.n_layers)),parts_of(model)
 
     def _below(self)->tuple: return fingerprint(self._lower)
+
+    def as_before(self, made_with:tuple):
+        "`ModelError` where the model is another than when something was computed by it, upper layers included"
+        if made_with and fingerprint(self._all)!=made_with: raise ModelError("The model's weights were changed since "
+            "this was prepared, so new results would be held against another model. Undo edits, or prepare it anew.")
 
     def _forward(self, tokens, past=None, **kw):
         "Residual stream entering `layer`, run by the model itself"
@@ -284,7 +289,10 @@ class Lessons:
     contrasts:tuple # of `Lesson`
     text:Lesson
     seed:int
-    def __repr__(self): return f"{sum(map(len,self.lists))} lists, {sum(map(len,self.contrasts))} contrasts, {len(self.text)} windows of text, seed {self.seed}"
+    made_with:tuple=() # `fingerprint` of the model
+    def __repr__(self):
+        return (f"{sum(map(len,self.lists))} lists, {sum(map(len,self.contrasts))} contrasts, {len(self.text)} windows "
+            f"of text, seed {self.seed}")
 
 # %% ../nbs/lifting.ipynb #c026
 @torch.no_grad()
@@ -343,7 +351,8 @@ def lessons(model, # from `load_model`
     "Prompts and text, cached up to the first touched layer"
     s,train = Suffix(model,layer),[t for t in list_templates if t not in held_out]
     text = _lesson(s,_plain(model,windows,length,"train",seed),None)
-    return Lessons(s,tuple(_lists(s,n_items,per,train,1000+seed,window)),tuple(_contrasts(s,contrasts,per_form,1000+seed,window)),text,seed)
+    lists = tuple(_lists(s,n_items,per,train,1000+seed,window))
+    return Lessons(s,lists,tuple(_contrasts(s,contrasts,per_form,1000+seed,window)),text,seed,fingerprint(s._all))
 
 # %% ../nbs/lifting.ipynb #c031
 def _nll(suffix, final:Tensor, ids:Tensor)->Tensor: # (batch) nats
@@ -354,6 +363,7 @@ def task_gradient(les:Lessons,
                   per:int=16, # most prompts of each lesson
                  )->Tensor: # (n) nats per unit of each knob
     "Gradient of the lists' mean loss at no edit"
+    les.suffix.as_before(les.made_with)
     f,out = added(les.suffix.model,knobs),torch.zeros(len(knobs),dtype=torch.float32)
     for l in progress(les.lists,"task gradient"):
         x = torch.zeros(len(knobs),dtype=torch.float32,requires_grad=True)
@@ -365,6 +375,7 @@ def task_gradient(les:Lessons,
 # %% ../nbs/lifting.ipynb #c032
 def _fisher(les:Lessons, f, k:int, n:int, seed:int)->Tensor: # (k) for what `f` makes of (batch k)
     "Fisher information of the numbers that `f` turns into additions"
+    les.suffix.as_before(les.made_with)
     s,g = les.suffix,derive_generator(seed,"fisher")
     out,n = torch.zeros(k,dtype=torch.float32),min(n,len(les.text))
     for rows in progress(torch.arange(n).split(4),"Fisher information"):
@@ -487,6 +498,7 @@ def train(les:Lessons,
           also=None, # another loss: a function of what is added, for each step
          )->Trained: # the model is left as it was
     "Learn what the knobs should be turned to"
+    les.suffix.as_before(les.made_with)
     rng,u,log,weight = random.Random(f"train-{s.seed}"),choice.start(s.seed),[],s.weight
     opt = torch.optim.Adam([u],lr=s.rate,betas=(.9,.95))
     for i in progress(range(s.steps),"training"):
@@ -496,7 +508,8 @@ def train(les:Lessons,
         plain,prefix = text
         u.grad, = torch.autograd.grad(task+weight*(plain+s.prefix*prefix)/2+s.contrast*contrast,[u])
         opt.step()
-        log.append(dict(step=i,task=task.item(),text=plain.item(),prefix=prefix.item(),contrast=contrast.item(),weight=weight))
+        losses = dict(task=task.item(),text=plain.item(),prefix=prefix.item(),contrast=contrast.item())
+        log.append(dict(step=i)|losses|dict(weight=weight))
         weight *= math.exp(.06*min(2.,max(-1.,plain.item()/s.kl-1)))
     t = _fit(les,choice,u.detach(),s.kl)
     edit = choice.edit(les.suffix.model,u.detach(),name)
@@ -602,7 +615,10 @@ class Judge:
     "Held-out prompts, cached up to one layer"
     suffix:Suffix
     exams:tuple # of `Exam`
-    def __repr__(self): return f"Judge of edits from layer {self.suffix.layer} up, {sum(len(e) for x in self.exams for e,_ in x.parts)} prompts and windows"
+    made_with:tuple=() # `fingerprint` of the model
+    def __repr__(self):
+        n = sum(len(e) for x in self.exams for e,_ in x.parts)
+        return f"Judge of edits from layer {self.suffix.layer} up, {n} prompts and windows"
 
 # %% ../nbs/lifting.ipynb #c051
 def judge(model, # from `load_model`, unedited
@@ -625,7 +641,7 @@ def judge(model, # from `load_model`, unedited
     if n_ioi: out.append(_exam(s,"ioi","",0,_enter(s,ioi(**args,n=n_ioi,seed=seed))))
     text = _plain(model,windows,64,"test",seed)
     out.append(_exam(s,"text","",0,[(s.enter(text),text)]))
-    return Judge(s,tuple(out))
+    return Judge(s,tuple(out),fingerprint(s._all))
 
 # %% ../nbs/lifting.ipynb #c052
 def _contrast_exams(s:Suffix, n:int, seed:int)->list:
@@ -646,8 +662,9 @@ def _row(x:Exam, measure:str, before:Tensor, after:Tensor)->dict:
 def __call__(self:Judge, edit:Edit)->pd.DataFrame: # area split n_items measure before after change low high n
     "What an edit in the weights does, measure by measure; the model is left as it was"
     s,rows = self.suffix,[]
-    if low := [h for h in edit.heads if h.layer<s.layer]: raise EditError(f"This edit touches head {low[0]}, below layer {s.layer}, where the cache of this "
-        "judge begins. Prepare one for the lower layer.")
+    s.as_before(self.made_with)
+    if low := [h for h in edit.heads if h.layer<s.layer]: raise EditError(f"This edit touches head {low[0]}, below "
+        f"layer {s.layer}, where the cache of this judge begins. Prepare one for the lower layer.")
     with edited(s.model,edit):
         finals = [_finals(s,x.parts) for x in progress(self.exams,"judging")]
     for x,f in zip(self.exams,finals):

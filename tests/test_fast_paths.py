@@ -15,7 +15,7 @@ from talking_heads.data import *
 from talking_heads.forecast import auroc, fit_forecaster, forecast_frame
 from talking_heads.hooks import *
 from talking_heads.interventions import component_edit, edited, edited_readout, set_coordinates_hooks
-from talking_heads.lifting import Suffix, judge
+from talking_heads.lifting import Suffix, choose, component_knobs, judge, lessons
 from talking_heads.probes import preference
 from talking_heads.removal import *
 from talking_heads.steering import Subspace, _setting, fit_attention, fit_gradient, natural
@@ -262,6 +262,16 @@ def test_stale_caches(model):
         inside = Reruns(model, p).run()
         close(inside, readout(model, p, ()).logits)
 
+def test_references_of_another_model(single):
+    "What was measured or learned from one model is not held against another, changed only in upper layers"
+    put(single, False, None)
+    j, les = judge(single, 3, (3,), 2, 0, 2, 2), lessons(single, 3, n_items=(3,), per=2, windows=4, length=8, contrasts=())
+    edit, knobs = component_edit(single, "4.2.0", "raw"), component_knobs(single, ["4.1.0"], "raw")
+    with edited(single, component_edit(single, "3.1.0", "raw")):
+        for f in (lambda: j(edit), lambda: choose(les, knobs, 1)):
+            with pytest.raises(ModelError, match="changed since"): f()
+    assert len(j(edit)) and len(choose(les, knobs, 1).knobs) == 1
+
 def test_active_hooks(model):
     "Under hooks that act on whole prompts, passes of END alone and of some layers alone are refused"
     put(model, False, None)
@@ -289,6 +299,7 @@ def test_readouts_of_other_prompts(model):
     "Heads are found by a readout of the same prompts and roles, or not at all"
     put(model, False, None)
     p = prompts_of(model, 4)
+    with pytest.raises(TaskError, match="at END"): forecast_frame(model, [readout(model, prompts_of(model, 3, 0, laundry_list, n_items=3), (), "item1")], [])
     for r in (readout(model, prompts_of(model, 4, 9)), readout(model, p, ("S1", "IO", "S2")), readout(model, p, query="S2")):
         with pytest.raises(TaskError, match="not one of these prompts"): find_heads(model, p, r=r)
 
