@@ -19,7 +19,7 @@ from .runs import check_run_folder, check_same, leave_unused, read_results
 
 # %% ../nbs/commands.ipynb #c005
 def friendly(f):
-    "Our errors as a paragraph on stderr and exit code 1, an interrupt as exit code 130; anything else keeps its traceback"
+    "Our errors as a paragraph and exit code 1, an interrupt as exit code 130; anything else keeps its traceback"
     @functools.wraps(f)
     def wrapped(*args, **kwargs):
         try: return f(*args,**kwargs)
@@ -66,8 +66,8 @@ def _parser(f):
         wrong = [w for w in unknown if w.startswith("--")]
         near = [difflib.get_close_matches(w.split("=")[0],options,n=1,cutoff=.5) for w in wrong]
         meant = "".join(f" Did you mean {x[0]}?" for x in near if x)
-        how = " Write parameters of the notebook as -p n_prompts 50 or n_prompts=50." if "-p" in p._option_string_actions else ""
-        how = how if unknown or "argument -p" in message else ""
+        about_p = "-p" in p._option_string_actions and (unknown or "argument -p" in message)
+        how = " Write parameters of the notebook as -p n_prompts 50 or n_prompts=50." if about_p else ""
         raise UsageError(f"{f.__name__}: {message}.{meant}{how} {f.__name__} --help lists the options.")
     p.error = refuse
     return p
@@ -98,11 +98,13 @@ def check_seed(seed)->int:
 
 def check_memory(text)->str:
     "A bound on memory that can be meant, or `UsageError`"
-    if re.fullmatch(r"\s*-.*",str(text)): raise UsageError(f"--memory {text}: a bound cannot be negative. Write 4GB or 512MB.")
-    m = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*",str(text))
-    if m and float(m[1])<1e6: raise UsageError(f"--memory {text} would be {text} bytes. Say which unit is meant: {text.strip()}GB or {text.strip()}MB.")
-    return text
+    number = str(text).strip()
+    if number.startswith("-"): raise UsageError(f"--memory {number}: a bound cannot be negative. Write 4GB or 512MB.")
+    if re.fullmatch(r"\d+(\.\d+)?",number) and float(number)<1e6:
+        raise UsageError(f"--memory {number} would be {number} bytes. Write the unit: {number}GB or {number}MB.")
+    return number
 
+# %% ../nbs/commands.ipynb #m112
 def check_modes(text:str)->str:
     "Modes in capitals, or `UsageError`"
     if text and set(text.upper())<=set("QKV"): return text.upper()
@@ -119,7 +121,8 @@ def th_model(name:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
              revision:Param("branch, tag or commit of a Hugging Face id",str)=None):
     "Find a model's files, convert the embedded one on first use, and print where they are and their hash"
     c = find_checkpoint(name,revision)
-    print(f"{c.name}: {c.path}\nsource {c.source}, sha256 {c.sha256}"+(f", revision {c.revision}" if c.revision else ""))
+    revision = f", revision {c.revision}" if c.revision else ""
+    print(f"{c.name}: {c.path}\nsource {c.source}, sha256 {c.sha256}{revision}")
 
 # %% ../nbs/commands.ipynb #c012
 def _heads(text:str, weights)->tuple:
@@ -130,8 +133,9 @@ def _heads(text:str, weights)->tuple:
 def _said_by(info:dict)->str:
     "The loudest pairs of a scan as text"
     from talking_heads.scan import loud
-    said = [f"Loudest writer -> reading head, with its robust z among all that this head could hear ({loud:g} or more stands out):"]
-    return "\n".join(said+[f"{m}: "+", ".join(f"{r['src']}->{r['dst']} (z {r['z']:.1f})" for r in rows[:6])
+    said = ("Loudest writer -> reading head, with its robust z among all that this head could hear "
+        f"({loud:g} or more stands out):")
+    return "\n".join([said]+[f"{m}: "+", ".join(f"{r['src']}->{r['dst']} (z {r['z']:.1f})" for r in rows[:6])
         for m,rows in info["strongest"].items()])
 
 def _earlier(out:Path)->dict|None:
@@ -163,9 +167,20 @@ def _scan(model, revision, processing, out, memory, reader, distance, **job):
     print(f"One page {page}")
 
 # %% ../nbs/commands.ipynb #c013
+def _check_scan(out, modes, reader, top, level, processing, memory)->dict:
+    "What can be refused before the weights are opened; the settings in plain form"
+    check_choice("level",level,"component","head")
+    check_choice("processing",processing,"raw","folded")
+    if top<0: raise UsageError(f"--top {top}: give how many writers to keep for each reader, or 0 for all.")
+    for h in reader.replace(","," ").split(): parse_head(h)
+    settings = dict(out=Path(out).expanduser().resolve(),memory=check_memory(memory),modes=check_modes(modes))
+    check_run_folder(settings["out"],"scan")
+    return settings
+
+# %% ../nbs/commands.ipynb #m113
 @command
 def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,nargs="?")="smollm2",
-            out:Param("folder for the results; the same command goes on with what an interrupted one left there, another one replaces its scan",str)="runs/scan",
+            out:Param("folder; the same command goes on with what is there, another one replaces it",str)="runs/scan",
             modes:Param("modes to scan, e.g. QK",str)="QKV",
             reader:Param("only these reading heads, e.g. 9.9 or 9.9,9.6",str)="",
             top:Param("writers kept for each reader and mode; 0 keeps all",int)=100,
@@ -177,17 +192,13 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             memory:Param("bound on what the scan adds to Python and torch (about 0.4 GB), e.g. 4GB",str)="4GB",
             revision:Param("branch, tag or commit of a Hugging Face id",str)=None):
     "Scan a model's weights for heads that could talk: scan.parquet, scan.json, and scan.html with the charts"
-    out,memory,modes = Path(out).expanduser().resolve(),check_memory(memory),check_modes(modes)
-    if top<0: raise UsageError(f"--top {top}: give how many writers to keep for each reader, or 0 for all.")
-    check_choice("level",level,"component","head")
-    check_choice("processing",processing,"raw","folded")
-    for h in reader.replace(","," ").split(): parse_head(h)
-    check_run_folder(out,"scan")
+    s = _check_scan(out,modes,reader,top,level,processing,memory)
     try:
-        with folder_lock(out,"th_scan"):
-            _scan(model,revision,processing,out,memory,reader,rope_distance,modes=modes,top=top,level=level,device=device,min_share=min_share)
+        with folder_lock(s["out"],"th_scan"):
+            _scan(model,revision,processing,reader=reader,distance=rope_distance,top=top,level=level,device=device,
+                  min_share=min_share,**s)
     except KeyboardInterrupt:
-        print(f"\nInterrupted. Finished layers are kept in {out}; the same command goes on from there.", file=sys.stderr)
+        print(f"\nInterrupted. Finished layers are kept in {s['out']}; the same command goes on there.",file=sys.stderr)
         raise SystemExit(130) from None
 
 # %% ../nbs/commands.ipynb #c015
@@ -272,7 +283,8 @@ def paper_notebook(name:str="paper", # or paper_weights, for weights alone
     checkout,packed = here.parent/"nbs"/f"{name}.ipynb",here/"notebooks"/f"{name}.ipynb"
     if checkout.is_file() and (here.parent/"settings.ini").is_file(): return checkout
     if packed.is_file(): return packed
-    raise OutputError(f"{packed} is missing: this package was not built by its own setup.py. Install it again, or clone the repository.")
+    raise OutputError(f"{packed} is missing: this package was not built by its own setup.py. "
+                      "Install it again, or clone the repository.")
 
 # %% ../nbs/commands.ipynb #c021
 def _value(s:str):
@@ -294,7 +306,7 @@ def _presets(notebook:Path)->dict: # name of the preset to its settings
 
 # %% ../nbs/commands.ipynb #m024
 own_options = "model seed out resume device dtype revision".split() # parameters that `th_paper` has options for
-_names = dict(template=("data","list_templates"),known=("detection","known_edges")) # parameters that name an entry of a dict
+_names = dict(template=("data","list_templates"),known=("detection","known_edges")) # they name an entry of a dict
 _kinds = {int:"a whole number, 0 or more",list:"a list of whole numbers",str:"a text"}
 
 def _fits(value, like)->bool:
@@ -311,6 +323,7 @@ def _choices(name:str, presets:dict)->list|None:
     module,entry = _names[name]
     return list(getattr(importlib.import_module(f"talking_heads.{module}"),entry))
 
+# %% ../nbs/commands.ipynb #m124
 def _check_value(name:str, value, presets:dict)->None:
     "`UsageError` for a value that a parameter cannot have"
     if value is None: return
@@ -321,22 +334,28 @@ def _check_value(name:str, value, presets:dict)->None:
         raise UsageError(f"{name} cannot be {value!r}. Give {_kinds[type(like)]}, such as {json.dumps(like)}.")
 
 # %% ../nbs/commands.ipynb #m025
+def _braced(path:Path)->str:
+    "A path for papermill, which takes braces in it for gaps to fill"
+    return str(path).replace("{","{{").replace("}","}}")
+
+def _check_name(name:str, text:str, known:list)->None:
+    "`UsageError` for a parameter that the notebook does not have, or that is an option"
+    if name in own_options:
+        raise UsageError(f"{name} is an option of its own: "+("--resume." if name=="resume" else f"--{name} {text}."))
+    mine = [k for k in known if k not in (*own_options,"notebook_sha256")]
+    if name in mine: return
+    near = difflib.get_close_matches(name,mine,n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"The notebook has no parameter {name!r}.{meant} It has: {', '.join(mine)}.")
+
 def _parameters(notebook:Path, given:list)->dict:
     "Parameters from `-p name value` pairs, or `UsageError` for a name or a value that the notebook cannot take"
     import papermill as pm
     known,presets = list(pm.inspect_notebook(_braced(notebook))),_presets(notebook)
     for name,text in given:
-        if name in own_options: raise UsageError(f"{name} is an option of its own: --{name}"+(f" {text}." if name!="resume" else "."))
-        if name not in known or name=="notebook_sha256":
-            near = difflib.get_close_matches(name,known,n=1)
-            mine = [k for k in known if k not in (*own_options,"notebook_sha256")]
-            raise UsageError(f"The notebook has no parameter {name!r}."+(f" Did you mean {near[0]!r}?" if near else "")+f" It has: {', '.join(mine)}.")
+        _check_name(name,text,known)
         _check_value(name,_value(text),presets)
     return {name:_value(v) for name,v in given}
-
-def _braced(path:Path)->str:
-    "A path for papermill, which takes braces in it for gaps to fill"
-    return str(path).replace("{","{{").replace("}","}}")
 
 # %% ../nbs/commands.ipynb #m027
 _start = """
@@ -380,6 +399,7 @@ def _manager(folder:Path, started:list):
             return await AsyncKernelManager.start_kernel(self,**kw,env=env,pass_fds=lock["pass_fds"])
     return OwnKernel
 
+# %% ../nbs/commands.ipynb #m128
 @contextmanager
 def own_kernel():
     "A class of kernel managers for papermill; no kernel of it is alive after the block"
@@ -409,15 +429,16 @@ died = "The process that ran the notebook was ended from outside" # sweeps know 
 def _death(out:Path)->OutputError:
     "The error for a kernel that is gone"
     return OutputError(f"{died}. The usual cause is that it needed more memory than there is: choose a smaller model, "
-        f"--dtype bfloat16, or smaller numbers (-p how quick). Finished steps are kept in {out}; the same command with --resume goes on from there.")
+        f"--dtype bfloat16, or smaller numbers (-p how quick). Finished steps are kept in {out}; the same command with "
+        "--resume goes on from there.")
 
 def _failure(e, out:Path, worked:bool)->TalkingHeadsError:
     "Our error for one inside the notebook"
-    kept = f" The notebook up to there is {out/'paper.ipynb'}; finished steps are kept, and --resume goes on from there."
+    there,kept = out/"paper.ipynb","finished steps are kept, and --resume goes on from there."
     if e.ename=="IncompleteError": return IncompleteError(e.evalue)
-    if e.ename in _our_errors(): return OutputError(e.evalue+(kept if worked else ""))
-    return OutputError(f"A cell of the notebook failed ({e.ename}: {e.evalue}). The traceback is in {out/'paper.ipynb'}; "
-        "finished steps are kept, and --resume goes on from there.")
+    so_far = f" The notebook up to there is {there}; {kept}" if worked else ""
+    if e.ename in _our_errors(): return OutputError(e.evalue+so_far)
+    return OutputError(f"A cell of the notebook failed ({e.ename}: {e.evalue}). The traceback is in {there}; {kept}")
 
 # %% ../nbs/commands.ipynb #m029
 def _worked(out:Path, since:float)->bool:
@@ -426,7 +447,7 @@ def _worked(out:Path, since:float)->bool:
     except OSError: return False
 
 def _execute(notebook:Path, out:Path, params:dict):
-    "Run the notebook, saving after each cell; it becomes `out/paper.ipynb` unless the run was refused before its first step"
+    "Run the notebook, saving after each cell; it becomes `out/paper.ipynb` unless refused before its first step"
     import papermill as pm
     from nbclient.exceptions import DeadKernelError
     part,since,refused = out/".paper.ipynb.part.ipynb",time.time()-1,False
@@ -518,7 +539,9 @@ def _pages(out:Path)->None:
     from talking_heads.report import to_html
     results = read_results(out)
     print(f"{headline(results)}\n\nNotebook  {out/'paper.ipynb'}\nResults   {out/'results.json'}",flush=True)
-    with _after(f"The run is finished and its results are in {out/'results.json'}","The same command with --resume makes the pages again."):
+    done = f"The run is finished and its results are in {out/'results.json'}"
+    more = "The same command with --resume makes the pages again."
+    with _after(done,more):
         page = to_html(out/"paper.ipynb", out/"paper.html", title=f"Talking heads in {results['model']}")
         short = [brief(results,lang).save(out/f"brief.{lang}.html") for lang in languages]
     print(f"One page  {page}\nBrief     {', '.join(map(str,short))}")
@@ -547,19 +570,21 @@ def th_paper(model:Param("smollm2, a Hugging Face id, or a folder",str)="smollm2
              dtype:Param("float32, bfloat16 or float16",str,choices=["float32","bfloat16","float16"])="float32",
              revision:Param("branch, tag or commit of a Hugging Face id, e.g. step1000 for Pythia",str)=None,
              resume:Param("keep the finished steps of the same run in that folder",store_true)=False,
-             p:Short("another parameter of the notebook and its value, e.g. -p n_prompts 50, or n_prompts=50",nargs=2,action="append")=None):
+             p:Short("another parameter of the notebook, e.g. -p n_prompts 50, or n_prompts=50",
+                     nargs=2,action="append")=None):
     "Rerun the paper on a model: an executed notebook, one offline page, results.json, tables and charts"
     try: _paper(model, seed, out, resume, p or [], device=device, dtype=dtype, revision=revision, name=name)
     except KeyboardInterrupt:
-        print(f"\nInterrupted. Finished steps are kept in {out}; the same command with --resume goes on from there.", file=sys.stderr)
+        print(f"\nInterrupted. Finished steps are kept in {out}; the same command with --resume goes on from there.",
+              file=sys.stderr)
         raise SystemExit(130) from None
 
 # %% ../nbs/commands.ipynb #c037
 @command
 def th_compare(runs:Param("folders of th_paper, or results.json files; at least two",str,nargs="+"),
                out:Param("folder for the comparison; made if missing",str)="runs/comparison",
-               anyway:Param("compare runs that answered different questions, and mark every page and file",store_true)=False):
-    "Put runs (models or seeds) side by side: one page with charts and verdicts, a table as CSV and parquet, a summary as JSON"
+               anyway:Param("compare runs that answered different questions, and mark the result",store_true)=False):
+    "Put runs (models or seeds) side by side: a page with charts and verdicts, a table, and a summary as JSON"
     from talking_heads.comparison import compare_runs
     with folder_lock(out,"th_compare"):
         c = compare_runs(runs,anyway)
@@ -572,7 +597,7 @@ def th_compare(runs:Param("folders of th_paper, or results.json files; at least 
 def th_brief(run:Param("folder of th_paper, or a results.json",str,opt=False,nargs="?")="runs/paper",
              lang:Param("en or ja",str)="en",
              out:Param("file to write, .html or .md; without it the page is printed as Markdown",str)=None):
-    "One page for the person who must decide: what the model does, where it fails, what an edit changes and costs, how sure we are"
+    "One page for the person who must decide: what the model does, where it fails, what an edit costs, how sure we are"
     from talking_heads.brief import brief
     if out is None: return print(brief(read_results(run),lang).markdown(),end="")
     out = Path(out).expanduser().resolve()
@@ -629,22 +654,24 @@ def _sweep(name, out, jobs, scheduler, dry_run, given, **kw):
     table = by_run(sweep(tasks,jobs,scheduler,read,title,say=lambda line: print(line,file=sys.stderr,flush=True)))
     failed,folder = table[table.status!="finished"],Path(tasks[0]["out"])
     for r in failed.to_dict("records"): print(f"{r['name']}: {r['reason']}")
-    print(f"\n{len(table)-len(failed)} of {len(table)} runs are finished\nTable     {folder/'sweep.parquet'}, {folder/'sweep.csv'}\nOne page  {folder/'sweep.html'}")
+    print(f"\n{len(table)-len(failed)} of {len(table)} runs are finished\n"
+          f"Table     {folder/'sweep.parquet'}, {folder/'sweep.csv'}\nOne page  {folder/'sweep.html'}")
     if len(failed): raise SystemExit(2)
 
 # %% ../nbs/commands.ipynb #c048
 @command
-def th_sweep(name:Param("a ready sweep, or a sweep file (TOML); without it, the ready ones are listed",str,opt=False,nargs="?")=None,
+def th_sweep(name:Param("a ready sweep, or a file (TOML); none: list the ready ones",str,opt=False,nargs="?")=None,
              out:Param("folder for the runs and the table; runs/sweeps/NAME if not given",str)=None,
              jobs:Param("runs at a time on this machine",int)=1,
-             scheduler:Param("run on an existing Dask cluster: its address, e.g. tcp://10.0.0.5:8786, or its scheduler file",str)=None,
+             scheduler:Param("run on a Dask cluster: address, e.g. tcp://10.0.0.5:8786, or scheduler file",str)=None,
              dry_run:Param("list the runs and how far each is, and run nothing",store_true)=False,
              retries:Param("how often a run that was killed is tried again",int)=1,
              keep_old:Param("keep finished runs that were made by older code, marked in the table",store_true)=False,
-             p:Short("a parameter of the notebook and its value for all runs, e.g. -p n_prompts 50, or n_prompts=50",nargs=2,action="append")=None):
-    "Rerun the paper on many models, seeds and settings: one folder per run, finished ones kept, every number in one table"
+             p:Short("a parameter of the notebook for all runs, e.g. -p n_prompts 50, or n_prompts=50",
+                     nargs=2,action="append")=None):
+    "Rerun the paper on many models, seeds and settings: a folder per run, finished ones kept, one table of numbers"
     if name is None: return _list_sweeps()
     try: _sweep(name, out, jobs, scheduler, dry_run, p or [], retries=retries, keep_old=keep_old)
     except KeyboardInterrupt:
-        print("\nInterrupted. Finished runs are kept and in the table; the same command goes on from there.", file=sys.stderr)
+        print("\nInterrupted. Finished runs are kept and in the table; the same command goes on there.",file=sys.stderr)
         raise SystemExit(130) from None

@@ -632,7 +632,7 @@ def save(self:Comparison, out, # a folder; made if missing
     "Write `comparison.html`, `.csv`, `.parquet`, `.json` and the charts"
     out = Path(out).expanduser()
     _clear(out)
-    write_json(dict(schema=_schema,files=[]),out/"comparison.json") # first: an interrupt leaves a folder that is known as ours
+    write_json(dict(schema=_schema,files=[]),out/"comparison.json") # first: it marks the folder as ours
     made = [p for s,(chart,d) in section_charts(self).items() for p in save_chart(chart,out/"charts",s,d).values()]
     rows = self.frame.assign(comparable=self.comparable)
     with atomic_path(out/"comparison.csv") as tmp: rows.to_csv(tmp,index=False)

@@ -162,7 +162,8 @@ def _holder(file:Path)->dict:
 def _in_use(path:Path, who:dict)->InUseError:
     "The error for a folder that is being written"
     said = f"{who['what']} (process {who['pid']} on {who['host']}, since {who['since']})" if who else "Another process"
-    return InUseError(f"{path} is in use: {said} is writing there. Wait until it ends, stop it, or choose another folder.")
+    return InUseError(f"{path} is in use: {said} is writing there. "
+                      "Wait until it ends, stop it, or choose another folder.")
 
 # %% ../nbs/core.ipynb #k003
 _room = 16*2**20 # bytes that must be free before anything starts
@@ -220,15 +221,18 @@ class FolderLock:
             raise
         if not taken: raise _in_use(self.path,_holder(self.file))
 
-    def _take(self)->bool:
-        "One try"
-        fd = _open_lock(self.path)
-        if _flocked(fd) and _still_there(fd,self.file):
-            self.fd = fd
-            _sign(fd,self.path,self.who)
-            return True
-        os.close(fd)
-        return _holder(self.file).get("token") in _passed_on() # a parent has it, for us too
+# %% ../nbs/core.ipynb #k015
+def _take(self:FolderLock)->bool:
+    "One try"
+    fd = _open_lock(self.path)
+    if _flocked(fd) and _still_there(fd,self.file):
+        self.fd = fd
+        _sign(fd,self.path,self.who)
+        return True
+    os.close(fd)
+    return _holder(self.file).get("token") in _passed_on() # a parent has it, for us too
+
+FolderLock._take = _take
 
 # %% ../nbs/core.ipynb #k006
 def _leave(self:FolderLock):
@@ -289,7 +293,8 @@ def lock_for_child()->dict: # `env` and `pass_fds`, as `subprocess.Popen` takes 
     "What lets a child process write the folders that this process has locked, and keeps them locked while it lives"
     mine = {l.token:l.fd for l in _held.values() if l.fd is not None}
     alive = {token:fd for token,fd in (_passed_on()|mine).items() if _is_open(fd)}
-    return dict(env={**os.environ,_lock_env:",".join(f"{t}:{fd}" for t,fd in alive.items())},pass_fds=tuple(alive.values()))
+    told = ",".join(f"{token}:{fd}" for token,fd in alive.items())
+    return dict(env={**os.environ,_lock_env:told},pass_fds=tuple(alive.values()))
 
 def _is_open(fd:int)->bool:
     "Does this process have the file open?"

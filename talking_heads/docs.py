@@ -583,7 +583,8 @@ def check_site_folder(out:Path)->None:
     "`DocsError` for a folder that holds something else, before anything is built"
     if out.exists() and not out.is_dir(): raise DocsError(f"{out} is a file. Give a folder.")
     if out.exists() and any(out.iterdir()) and not (out/"site_libs").is_dir():
-        raise DocsError(f"{out} holds something that is no site, and would be replaced. Give another folder, or empty it yourself.")
+        raise DocsError(f"{out} holds something that is no site, and would be replaced. "
+                        "Give another folder, or empty it yourself.")
 
 def _put(made, out):
     "Move a finished site to its place"
@@ -591,7 +592,7 @@ def _put(made, out):
     try:
         out.parent.mkdir(parents=True,exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=out.parent,prefix=f".{out.name}."))
-        try: replace_folder(Path(shutil.move(made,part/"site")),out) # from the temporary folder, which may be on another disk
+        try: replace_folder(Path(shutil.move(made,part/"site")),out) # from a folder that may be on another disk
         finally: shutil.rmtree(part,ignore_errors=True)
     except OSError as e: raise unwritable(out,e) from e
 
@@ -751,7 +752,8 @@ def page_costs(site:Path, # a built site
 def _pictures(site:Path, folder:Path)->None:
     "Screenshots of a finished site, which stays where it is if they cannot be taken"
     try: shots = take_screenshots(site,folder)
-    except TalkingHeadsError as e: raise DocsError(f"The site is built and in {site}, but no pictures were taken. {e}") from e
+    except TalkingHeadsError as e:
+        raise DocsError(f"The site is built and in {site}, but no pictures were taken. {e}") from e
     print(f"{folder}: {len(shots)} pictures")
 
 @command

@@ -132,13 +132,14 @@ def write_outcome(o:Outcome, model, # the one it was made for
     out = Path(out).expanduser()
     remove_outcome(out,missing_ok=True)
     name = model.checkpoint.path.name if model.checkpoint.source=="local" else model.checkpoint.name
-    write_json(dict(kind="th_edit",unfinished=True),out/_manifest) # first: an interrupt leaves a folder that is known as ours
+    write_json(dict(kind="th_edit",unfinished=True),out/_manifest) # first: it marks the folder as ours
     made = [o.audit.save(out)]
     if o.kept:
         made += [o.edit.save(out/"edit"),to_peft(o.edit,model,out/"adapter",_report(o))]
         if baked: made.append(bake(o.edit,model,out/"baked",_report(o)))
     made.insert(1,edit_page(o,out/"edit.html",name)) # the page last: what was trained is kept if it cannot be made
-    write_json(dict(kind="th_edit",kept=o.kept,why=o.why,record=json.loads(json.dumps(o.record,default=str)),files=_hashes(out)),out/_manifest)
+    record = json.loads(json.dumps(o.record,default=str))
+    write_json(dict(kind="th_edit",kept=o.kept,why=o.why,record=record,files=_hashes(out)),out/_manifest)
     return made
 
 # %% ../nbs/proposals.ipynb #c017
@@ -172,10 +173,12 @@ def remove_outcome(out, # folder of an earlier `th_edit`
     manifest = check_outcome(out)
     if manifest is None:
         if missing_ok: return []
-        raise OutputError(f"{out} holds no edit of th_edit, so there is nothing to undo. The base model itself is never changed.")
+        raise OutputError(f"{out} holds no edit of th_edit, so there is nothing to undo. "
+                          "The base model itself is never changed.")
     files = _written(out,manifest)
     if changed := [f for f,h in files.items() if (out/f).is_file() and sha256(out/f)!=h]:
-        raise OutputError(f"{out/changed[0]} was changed since th_edit wrote it, so nothing was removed. Move it away first.")
+        raise OutputError(f"{out/changed[0]} was changed since th_edit wrote it, so nothing was removed. "
+                          "Move it away first.")
     gone = [out/f for f in files if (out/f).is_file()]
     for f in [*gone,out/_manifest]: f.unlink()
     for top in (out/x for x in ("edit","adapter","baked")):

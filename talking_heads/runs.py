@@ -59,29 +59,33 @@ class RunFolder:
             self.give_back()
             raise
 
-    def _begin(self, resume:bool):
-        "Keep what may be kept, clear the rest, and write mark and key"
-        old = check_run_folder(self.path,self.kind)
-        mark_folder(self.path,self.kind)
-        if resume and old: check_same(self.path,old,self.key)
-        else: self._clear()
-        write_json(self.key,self.path/"tables"/"key.json")
-
     @property
     def kind(self)->str: # paper run, or scan
         "What kind of results this folder is for"
         return self.key.get("kind") or "paper run"
 
+# %% ../nbs/runs.ipynb #r009
+@patch
+def _begin(self:RunFolder, resume:bool):
+    "Keep what may be kept, clear the rest, and write mark and key"
+    old = check_run_folder(self.path,self.kind)
+    mark_folder(self.path,self.kind)
+    if resume and old: check_same(self.path,old,self.key)
+    else: self._clear()
+    write_json(self.key,self.path/"tables"/"key.json")
+
 # %% ../nbs/runs.ipynb #c010
 _folders = ("tables","charts","edits")
-_files = ("results.json","paper.ipynb","paper.html","brief.en.html","brief.ja.html","scan.parquet","scan.json","scan.html")
+_files = ("results.json","paper.ipynb","paper.html","brief.en.html","brief.ja.html",
+          "scan.parquet","scan.json","scan.html")
 
 def _read_key(path:Path)->dict|None:
     "The key of a run that is already here"
     try: return dict(json.loads((path/"tables"/"key.json").read_text(encoding="utf-8")))
     except (FileNotFoundError,NotADirectoryError): return None
     except (OSError,ValueError,TypeError) as e:
-        raise OutputError(f"{path} holds something that is not a run of this package ({e}). Choose another folder.") from e
+        raise OutputError(f"{path} holds something that is not a run of this package ({e}). "
+                          "Choose another folder.") from e
 
 def _theirs(path:Path, ours:bool)->list[str]:
     "Files in the way that no run of this package made"
@@ -269,7 +273,8 @@ def check_results(results:dict, # content of a results.json
     return results
 
 # %% ../nbs/runs.ipynb #c028
-_others = {"scan.json":"a scan (th_scan)","th_edit.json":"an edit (th_edit)","comparison.json":"a comparison (th_compare)",
+_others = {"scan.json":"a scan (th_scan)","th_edit.json":"an edit (th_edit)",
+    "comparison.json":"a comparison (th_compare)",
     "sweep.parquet":"a sweep (th_sweep); give the folder of one of its runs"}
 
 def _no_results(path:Path)->OutputError:
@@ -278,7 +283,8 @@ def _no_results(path:Path)->OutputError:
     found = next((words for f,words in _others.items() if (at/f).exists()),None)
     if found: return OutputError(f"There is no {path}: {at} holds {found}, not a run of th_paper.")
     if mark_of(at)=="paper run" or (at/"tables"/"key.json").exists():
-        return OutputError(f"There is no {path}: the run there is not finished. th_paper --resume with the same settings goes on with it.")
+        return OutputError(f"There is no {path}: the run there is not finished. "
+                           "th_paper --resume with the same settings goes on with it.")
     return OutputError(f"There is no {path}. Run th_paper first, or point to its folder.")
 
 # %% ../nbs/runs.ipynb #r028
@@ -292,8 +298,8 @@ def read_results(path, # results.json or its folder
     except OSError as e: raise OutputError(f"{path} cannot be read: {e.strerror or e}.") from e
     except ValueError as e: raise OutputError(f"{path} is not valid JSON ({e}).") from e
     if not isinstance(data,dict): raise OutputError(f"{path} holds no results of th_paper.")
-    if "schema_version" not in data and isinstance(data.get("results"),dict): data = data["results"] # a stored run of the site
-    data = check_results(data)
+    stored = "schema_version" not in data and isinstance(data.get("results"),dict) # a stored run of the site
+    data = check_results(data["results"] if stored else data)
     return data if data["schema_version"]==2 else data|dict(schema_version=2,verdicts=[])
 
 # %% ../nbs/runs.ipynb #c030

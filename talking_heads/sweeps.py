@@ -55,11 +55,13 @@ class SweepError(TalkingHeadsError):
 
 _list = lambda **item: {"type":"array","items":item,"minItems":1,"uniqueItems":True}
 _texts,_ints = _list(type="string"),_list(type="integer",minimum=0,maximum=2**32-1)
-_one = dict(dtype={"enum":["float32","bfloat16","float16"]}, device={"type":"string"}, revisions=_texts, seeds=_ints, parameters={"type":"object"})
+_one = dict(dtype={"enum":["float32","bfloat16","float16"]}, device={"type":"string"}, revisions=_texts,
+    seeds=_ints, parameters={"type":"object"})
 _model = {"type":"object","properties":dict(name={"type":"string","minLength":1},revision={"type":"string"},**_one),
     "required":["name"],"additionalProperties":False}
+_vary = {"type":"object","additionalProperties":{"type":"array","minItems":1}}
 _file = {"type":"object","properties":dict(title={"type":"string"},models={"type":"array","items":_model,"minItems":1},
-    vary={"type":"object","additionalProperties":{"type":"array","minItems":1}},**_one),"required":["models"],"additionalProperties":False}
+    vary=_vary,**_one),"required":["models"],"additionalProperties":False}
 _taken = "model seed out resume device dtype revision notebook_sha256".split() # parameters that the sweep itself sets
 
 # %% ../nbs/sweeps.ipynb #c012
@@ -268,10 +270,13 @@ _died = "was ended from outside" # in what `th_paper` says about a kernel that i
 
 def _ending(code:int, words:str, folder:Path, gone:bool)->dict:
     "How a command ended, as a part of the record"
-    if code==0 and (folder/"results.json").is_file(): return dict(status="finished",reason="",results_sha256=sha256(folder/"results.json"))
+    made = folder/"results.json"
+    if code==0 and made.is_file(): return dict(status="finished",reason="",results_sha256=sha256(made))
     if gone: return dict(status="stopped",reason="stopped before its end")
     if code==0: return dict(status="failed",reason="The command succeeded and left no results.json.")
-    if code<0: return dict(status="killed",reason=f"ended by {signal.Signals(-code).name}; a process that needs too much memory gets SIGKILL")
+    if code<0:
+        how = f"ended by {signal.Signals(-code).name}; a process that needs too much memory gets SIGKILL"
+        return dict(status="killed",reason=how)
     if code in (130,143) or _died in words: return dict(status="killed",reason=words)
     return dict(status="failed",reason=words)
 
@@ -295,13 +300,14 @@ def _attempt(task:dict, gone:threading.Event)->dict:
 
 # %% ../nbs/sweeps.ipynb #c036
 def keep(argv=None):
-    "The keeper: one attempt at the task in its argument, unless the folder turns out to be finished; ends with its lifeline"
+    "The keeper: one attempt at the task in its argument, unless that is finished already; ends with its lifeline"
     task,gone = json.loads((argv or sys.argv)[1]),threading.Event()
     _follow_lifeline(gone)
     while not gone.is_set():
         with suppress(InUseError), folder_lock(task["folder"],"a run of th_sweep",wait=.3):
             record = read_record(task["folder"])
-            if not (record.get("status")=="finished" and _same(task,record) and _intact(task["folder"],record)): _attempt(task,gone)
+            done = record.get("status")=="finished" and _same(task,record) and _intact(task["folder"],record)
+            if not done: _attempt(task,gone)
             return
 
 # %% ../nbs/sweeps.ipynb #c038
@@ -398,14 +404,16 @@ def connect(address:str, # tcp://host:8786, or the path of a scheduler file
            ): # a `distributed.Client`
     "A client of a cluster that exists, or `SweepError` within seconds"
     try: from distributed import Client
-    except ImportError: raise SweepError("A Dask cluster needs the package distributed. Install it: pip install distributed") from None
+    except ImportError:
+        raise SweepError("A Dask cluster needs the package distributed. Install it: pip install distributed") from None
     file = Path(address).expanduser()
     where = dict(scheduler_file=str(file)) if address.endswith(".json") else dict(address=address)
     if "scheduler_file" in where and not file.is_file(): raise SweepError(f"There is no scheduler file {address}.")
     try: return Client(**where,timeout=seconds,set_as_default=False)
     except (OSError,TimeoutError,ValueError,TypeError,KeyError) as e:
-        raise SweepError(f"The Dask scheduler at {address} cannot be reached ({type(e).__name__}). Check that it runs (`dask scheduler`), "
-            "its address and port as it prints them, and firewalls between. No run was started.") from e
+        raise SweepError(f"The Dask scheduler at {address} cannot be reached ({type(e).__name__}). "
+            "Check that it runs (`dask scheduler`), its address and port as it prints them, and firewalls between. "
+            "No run was started.") from e
 
 # %% ../nbs/sweeps.ipynb #c045
 def _check_workers(client, out:Path, say):
@@ -545,12 +553,14 @@ def save_table(table, # from `sweep_table`
     runs,wide = by_run(table),side_by_side(table)
     runs = runs.assign(reason=runs.reason.map(escape),name=[_linked(n,out) for n in runs.name])
     done = (runs.status=="finished").sum()
-    text = f"<h1>{escape(title)}</h1><p>{done} of {len(runs)} runs are finished. Every number is in sweep.csv and sweep.parquet.</p>"
+    text = (f"<h1>{escape(title)}</h1><p>{done} of {len(runs)} runs are finished. "
+        "Every number is in sweep.csv and sweep.parquet.</p>")
     text += "<h2>Runs</h2>"+runs.to_html(index=False,escape=False,na_rep="",border=0)
     if len(wide): text += "<h2>Side by side</h2><p>Values with 95% intervals.</p>"+wide.to_html(border=0)
     try: return [*made,page(text,out/"sweep.html",title)]
-    except Exception as e: raise SweepError(f"The runs and their table are in {made[1]}, but {out/'sweep.html'} could not "
-        f"be made ({type(e).__name__}: {e}). The same command makes it again.") from e
+    except Exception as e:
+        raise SweepError(f"The runs and their table are in {made[1]}, but {out/'sweep.html'} could not be made "
+            f"({type(e).__name__}: {e}). The same command makes it again.") from e
 
 # %% ../nbs/sweeps.ipynb #c058
 def metric_chart(table, # from `sweep_table`
