@@ -249,8 +249,8 @@ def _split_role(tokenizer, d:_Draft, role:str, ids:list, offsets:list)->TaskErro
     "The error for a word that is not one token where it stands"
     start,end = d.spans[role]
     over = [i for i,(s,e) in zip(ids,offsets) if s<end and e>start]
-    return TaskError(f"The tokenizer splits a role: {d.text[start:end]!r}, which is {role} in {d.text!r}, "
-        f"is read as {_pieces(tokenizer,over)}. Leave that word out.")
+    return TaskError(f"{d.text[start:end]!r} ({role}) is not one token in template {d.info.get('template','')!r}: this tokenizer "
+        f"reads it as {_pieces(tokenizer,over)} in {d.text!r}. Leave that word out.")
 
 # %% ../nbs/00_data.ipynb #n030a
 def _ending(d:_Draft)->str:

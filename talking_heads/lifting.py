@@ -1072,7 +1072,7 @@ def find_circuit(model, # from `load_model`
 
 # %% ../nbs/lifting.ipynb #c083
 effort = { # name to (arguments of `lessons`, changes of `Settings`)
-    "quick": (dict(n_items=(3,5,8),per=12,windows=24,contrasts=(5,)),dict(steps=40,per=6)),
+    "quick": (dict(n_items=(3,5,8),per=12,windows=24,contrasts=(5,)),dict(steps=40,per=4,contrasts=3)),
     "full": ({},{}),
     "tiny": (dict(n_items=(7,8,9),per=8,windows=16,length=16,window=None),dict(steps=40,rate=.03,windows=8))} # for `toy`
 

@@ -15,6 +15,7 @@ from talking_heads.data import *
 from talking_heads.hooks import *
 from talking_heads.interventions import *
 from talking_heads.probes import *
+import tiny
 
 small = Plan(ioi=60, lists=(5,), per_template=10, induction=4)
 
@@ -165,6 +166,83 @@ def test_generations_equal_a_loop_without_cache(toy):
         for t in new:
             assert int(toy(torch.tensor([toks]))[0, -1].argmax()) == t
             toks.append(t)
+
+# ---- what does not fit
+
+short = Plan(text=5, ioi=30, lists=(2, 3, 8), per_template=4, per_form=2, induction=3, new_tokens=5)
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    "Models with learned positions, so that reading one position too many is an error, by context"
+    tok = tiny.whole_text()
+    return {n: load_model(str(tiny.save("gpt2", tmp_path_factory.mktemp(str(n)), tok=tok, n_positions=n)), device="cpu") for n in (3, 8, 64, 256)}
+
+@pytest.mark.parametrize("context", [8, 64])
+def test_a_narrow_model_is_audited_as_far_as_it_reads(narrow, context):
+    "Shorter windows and rows; lists, prompts and forms that do not fit are untested by name; nothing reads past the last position"
+    model = narrow[context]
+    m = measure(model, short)
+    text = m.scores[m.scores.area == "text"]
+    assert len(text) == 2*short.text and m.final.shape[:2] == (5, min(128, context)) # BOS is not used here
+    assert ("text" in m.notes) == (context < 128) and ("induction" in m.notes) == (context < 48)
+    fits = lambda p: max(len(q.tokens) for q in p) <= context
+    args = task_args(model)
+    for n in short.lists:
+        measured = bool(((m.scores.area == "lists") & (m.scores.n_items == n)).any())
+        assert measured == all(fits(laundry_list(**args, n_items=n, n=4, template=t, seed=1000)) for t in list_templates)
+        assert measured or f"lists: {n} items" in m.skipped or "lists" in m.skipped
+    assert ("ioi" in m.skipped) == (not fits(ioi(**args, n=30, seed=1000))) and ("lists" in m.skipped) == (context == 8)
+    for p, said in m.generations: assert len(model.tokenizer(p)["input_ids"]) < context
+    a = audit(model, component_edit(model, {"1.0.0": 0.}), plan=short, before=m)
+    assert a.verdicts.rule.is_unique and set(a.untested) == set(a.verdicts.rule[a.verdicts.value.isna()])
+    assert {f"lists: {n} items" in a.untested for n in short.lists if f"lists: {n} items" in m.skipped} <= {True}
+    assert a.verdicts.reason[a.verdicts.rule == "kl"].str.contains("windows of").all() == (context < 128)
+    json.dumps(a.to_dict(), allow_nan=False)
+
+def test_forms_without_their_word_are_untested_with_the_reason(narrow):
+    "This tokenizer spells `window` in pieces"
+    model = narrow[256]
+    assert set(left_out_forms(model.tokenizer)) == {"tired", "window"}
+    m = measure(model, short)
+    assert set(m.scores.template[m.scores.area == "contrast"]) == set(contrast_forms)-{"tired", "window"}
+    a = compare(m, m)
+    untested = a.verdicts.set_index("rule").loc[["wrong: tired, 5 items", "wrong: window, 5 items"]]
+    assert (untested.verdict == "untested").all() and untested.reason.str.contains("'window' is not one known token").all()
+    assert "wrong" not in a.untested and "window" in a._repr_html_()
+    with pytest.raises(TaskError, match="tired cannot be built.*'window'"): contrast_suite(model.tokenizer, form="tired")
+
+def test_a_model_too_narrow_for_anything(narrow):
+    m = measure(narrow[3], short)
+    assert set(m.scores.area) == {"text"} and {"ioi", "lists", "contrast", "induction"} <= set(m.skipped) and m.generations == ()
+    with pytest.raises(TaskError, match="Nothing of this plan"): measure(narrow[3], replace(short, text=0))
+
+def test_less_text_than_one_window(tmp_path):
+    "A context larger than all the text, and windows to match"
+    model = load_model(str(tiny.save("llama", tmp_path, tok=tiny.whole_text(), max_position_embeddings=2_000_000)), device="cpu")
+    only = Plan(text=1, length=1_500_000, ioi=30, lists=(), contrast=(), induction=0)
+    m = measure(model, only)
+    assert set(m.scores.area) == {"ioi"} and "windows" in m.skipped["text"] and {"lists", "contrast", "induction"} <= set(m.skipped)
+    assert set(compare(m, m).untested) == {"kl", "loss", "induction", "lists", "wrong", "lag"}
+
+def test_held_out_prompts_have_their_own_number(narrow):
+    m = measure(narrow[256], replace(short, text=1, lists=(2,), per_held_out_template=7, per_held_out_form=5))
+    n = m.scores[m.scores.measure.isin(["top1", "share"])].groupby(["area", "template"]).size()
+    assert all(n["lists", t] == (7 if t in held_out else 4) for t in list_templates)
+    assert all(n["contrast", f] == (5 if f in held_out_contrasts else 2) for f in contrast_forms if ("contrast", f) in n)
+
+def test_quick_can_say_yes():
+    "A true lift of eight points, with as much coming and going as the quick edit of SmolLM2 has, is certain four times in five"
+    g, n = torch.Generator().manual_seed(0), 2*A.quick.per_held_out_template
+    def certain():
+        u = torch.rand(n, generator=g)
+        b = u < .5
+        return paired_interval(b, (b & (u > .05)) | (u > .87))["low"] > 0
+    assert sum(certain() for _ in range(100)) >= 75
+
+def test_shares_above_one_are_no_limits():
+    for k in ("ioi", "lists", "wrong"):
+        with pytest.raises(TalkingHeadsError, match=f"{k} is a share"): Budget(**{k: 5})
+    with pytest.raises(TalkingHeadsError, match="Limits"): Budget(kl="0.1")
 
 @pytest.mark.slow
 def test_planted_faults_on_smollm2():

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from talking_heads.core import *
 from talking_heads.data import *
-from talking_heads.data import _enumerate, _fill, _with_words
+from talking_heads.data import _Draft, _build, _enumerate, _fill, _word_ids
 
 tok = tiny.tokenizer()
 
@@ -103,3 +103,106 @@ def test_fill_covers_its_words(fields):
     words = {f: f*3+"x" for f in fields}
     text, spans = _fill(_enumerate(fields), words)
     assert [text[s:e] for s, e in spans.values()] == [words[f] for f in fields]
+
+# ---- the answer is the next token
+
+ids = lambda tok, text: tok(text, add_special_tokens=False)["input_ids"]
+
+def lawful(tok, p, bos=()):
+    "Read everything again, without the builder: is each choice the next token, and does each role stand on its word?"
+    choices = list(zip((p.answer, *p.distractors), (p.answer_id, *p.distractor_ids)))
+    return p.tokens == (*bos, *ids(tok, p.text)) and len({i for _, i in choices}) == len(choices) and all(
+        ids(tok, f"{p.text} {w}") == [*ids(tok, p.text), i] for w, i in choices)
+
+def on_its_word(tok, p):
+    word = lambda i: tok.convert_ids_to_tokens(i).strip("\u0120\u2581 ").lower()
+    return all(word(p.tokens[p.roles[r]]) == p.text[slice(*p.spans[r])].lower() for r in p.roles if r != "END")
+
+@pytest.fixture(scope="module", params=["word", "byte", "sentencepiece", "folds", "strips", "nfkc", "appends"])
+def fair(request):
+    "Tokenizers with habits that do no harm"
+    if request.param == "word": return tok
+    return tiny.byte_level() if request.param == "byte" else tiny.odd(request.param)
+
+def test_every_prompt_is_lawful(fair):
+    for bos in (False, True)[:1+(fair.bos_token_id is not None)]:
+        built = [ioi(fair, 30, bos=bos), laundry_list(fair, 5, 15, bos=bos), laundry_list(fair, 8, 8, "gifts", bos=bos)]
+        built += [corrupt(built[0], how) for how in ("swap", "exchange", "abc")]
+        for p in (p for b in built for p in b):
+            assert lawful(fair, p, (fair.bos_token_id,)*bos) and on_its_word(fair, p)
+
+def test_a_tokenizer_that_joins_words_is_told_on():
+    "The word, the template and the pieces are named; a distractor that cannot come next is as bad as an answer"
+    joins = tiny.odd("joins", joined=["to Mary", "the lamp"])
+    with pytest.raises(TaskError, match=r"'Mary' is not the next token of template \d+.*'to'.*'to Mary'.*'Mary'"): ioi(joins, 300)
+    with pytest.raises(TaskError, match=r"'lamp' .item\d. is not one token in template 'things'.*'the lamp'"): laundry_list(joins, 8, 200)
+    ends = tiny.odd("ends")
+    with pytest.raises(TaskError, match="is not the next token"): ioi(ends, 4)
+
+vocabulary = ["mary", "john", "lamp", "book", "to", "the", "gave", "it", "and", "with"]
+
+@settings(max_examples=60, deadline=None)
+@given(joined=st.lists(st.tuples(st.sampled_from(["to", "the", "it", "gave"]), st.sampled_from(vocabulary[:4])), max_size=4),
+       tails=st.lists(st.lists(st.sampled_from(["gave", "it", "to", "the"]), min_size=1, max_size=4).map(" ".join), min_size=1, max_size=5),
+       words=st.lists(st.sampled_from(vocabulary[:4]), min_size=2, max_size=4, unique=True))
+def test_built_exactly_where_the_law_holds(joined, tails, words):
+    "Random templates on tokenizers with random merges across the space, against the law read word by word"
+    t = tiny.odd("joins", vocabulary, [" ".join(j) for j in joined])
+    known, drafts = _word_ids(t, words), []
+    for tail in tails:
+        text, spans = _fill("{A} and {B} "+tail, dict(A=words[0], B=words[1]))
+        drafts.append(_Draft(text, spans, words[0], tuple(words[1:]), known, dict(template=tail)))
+    law = all(ids(t, f"{d.text} {w}") == [*ids(t, d.text), known[w]] for d in drafts for w in words)
+    if law: assert all(lawful(t, p) for p in _build(t, drafts, "mine", False))
+    else:
+        with pytest.raises(TaskError, match="next token"): _build(t, drafts, "mine", False)
+
+def test_templates_that_end_oddly():
+    t = tiny.odd("plain", [*vocabulary, '"', "(", "."])
+    one = lambda text: _build(t, [_Draft(text, {}, "mary", ("john",), _word_ids(t, ["mary", "john"]), dict(template="mine"))], "mine", False)[0]
+    for end in ('"', "(", "."): assert lawful(t, one("gave it to"+end))
+    for end in (" ", "\n", "\t"):
+        with pytest.raises(TaskError, match="template 'mine' ends in a space"): one("gave it to"+end)
+
+def test_words_that_are_no_single_token():
+    for w in ("mary john", "zebra", ""):
+        with pytest.raises(TaskError, match=f"{w!r} is not one known token"): _word_ids(tiny.odd("plain", vocabulary), ["mary", w])
+    with pytest.raises(TaskError, match=r"'Mary' is not one known token.*'M' 'a' 'r' 'y'"): _word_ids(spelled(), ["Mary"])
+
+def test_words_that_share_a_token_are_no_choice():
+    "Folded case, and unknown words of a tokenizer that does not say which token stands for them"
+    folds = tiny.odd("folds", vocabulary)
+    with pytest.raises(TaskError, match="are the same token"):
+        _build(folds, [_Draft("gave it to", {}, "Mary", ("mary",), _word_ids(folds, ["Mary", "mary"]), {})], "mine", False)
+    with pytest.raises(TaskError, match=r"keeps only 0 of \d+ names"): ioi(tiny.odd("nameless", vocabulary), 4)
+
+def test_twins_at_the_beginning_of_a_sentence():
+    "Where a word has another token at the beginning of a text, the twin has that token too"
+    t = tiny.whole_text()
+    names, known = ["Mary", "John", "Tom"], _word_ids(t, ["Mary", "John", "Tom"])
+    drafts = []
+    for io, s in [("Mary", "John"), ("John", "Tom"), ("Tom", "Mary")]:
+        text, spans = _fill("{IO} and {S1} went to the store, and {S2} gave a drink to", dict(IO=io, S1=s, S2=s))
+        drafts.append(_Draft(text, spans, io, (s,), {w: known[w] for w in (io, s)}, dict(template="start")))
+    try: prompts = _build(t, drafts, "ioi", False)
+    except TaskError as e: assert "is not one token in template 'start'" in str(e) # the first word alone may be in pieces
+    else:
+        for q in corrupt(prompts, "exchange"): assert lawful(t, q)
+    by_hand = Prompts(ioi(tok, 4).prompts, "ioi", False, 0)
+    with pytest.raises(TaskError, match="do not know their tokenizer"): corrupt(by_hand)
+
+def test_choices_of_mixed_numbers():
+    mixed = laundry_list(tok, 2, 2)+laundry_list(tok, 4, 2)
+    want = [[p.answer_id, *p.distractor_ids] for p in mixed]
+    assert [[i for i in row if i >= 0] for row in mixed.choice_ids.tolist()] == want and mixed.choice_ids.shape == (4, 4)
+
+def test_thousands_of_prompts_are_quick():
+    "Processor time, against what the tokenizer itself needs for the same texts: three times that and some change"
+    import time
+    t = tiny.whole_text()
+    start = time.process_time()
+    prompts = ioi(t, 2000)
+    built = time.process_time()-start
+    start = time.process_time()
+    t([p.text for p in prompts], return_offsets_mapping=True)
+    assert built < 8*(time.process_time()-start)+.5

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config, Phi3Config,
                           PreTrainedTokenizerFast,
                           Qwen2Config, Qwen2Tokenizer, Qwen3Config)
@@ -24,13 +24,39 @@ def tokenizer(bos=False):
     if bos: t.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
     return PreTrainedTokenizerFast(tokenizer_object=t, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
-def byte_level():
-    "Byte-level BPE trained until each word is one token: AutoTokenizer reads a Qwen folder's tokenizer as that, whatever was saved"
+def byte_level_backend():
+    "Byte-level BPE trained until each word is one token"
     t = Tokenizer(models.BPE())
     t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     t.train_from_iterator([" "+w for w in words()]*2, trainers.BpeTrainer(vocab_size=9000, special_tokens=["<|endoftext|>"], show_progress=False,
                                                                          initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return Qwen2Tokenizer(**{k: json.loads(t.to_str())["model"][k] for k in ("vocab",)}, merges=[tuple(m) for m in json.loads(t.to_str())["model"]["merges"]])
+    return t
+
+def byte_level():
+    "The same as Qwen's: AutoTokenizer reads a Qwen folder's tokenizer as that, whatever was saved"
+    model = json.loads(byte_level_backend().to_str())["model"]
+    return Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
+
+def whole_text():
+    "Byte-level BPE for any text and any family"
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level_backend(), eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+def odd(kind, known=None, joined=()):
+    "A tokenizer of one token a word with one odd habit"
+    known = words() if known is None else list(known)
+    pieces, extra = r"\w+|[^\w\s]", {"joins": list(joined), "ends": [" "+w for w in known], "sentencepiece": ["\u2581"+w for w in known]}.get(kind, [])
+    if kind == "folds": known = [w.lower() for w in known]
+    if kind == "joins": pieces = "|".join([*sorted(joined, key=len, reverse=True), pieces]) # "to Mary" is one token
+    if kind == "ends": pieces = r" \w+$|"+pieces # the last word of a text keeps its space
+    vocab = {w: i for i, w in enumerate(dict.fromkeys(["<unk>", "<s>", "</s>", *known, *extra]))}
+    t = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    t.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
+    if kind == "sentencepiece":
+        t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex(r"[^\w\s\u2581]"), "isolated")])
+    t.normalizer = {"folds": normalizers.Lowercase(), "strips": normalizers.Strip(), "nfkc": normalizers.NFKC()}.get(kind)
+    if kind == "appends": t.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    names = {} if kind == "nameless" else dict(unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=t, **names)
 
 def config(kind, vocab):
     "A config of three layers, small and deliberately uneven"
@@ -53,11 +79,13 @@ def config(kind, vocab):
 kinds = ["gpt2", "neox", "llama", "qwen2", "qwen3", "gemma2", "gemma3"]
 families = kinds + ["mistral", "phi3", "olmo2"]
 
-def save(kind, folder: Path, seed=0):
-    "A random model of `kind` in `folder`, weights large enough that attention is far from uniform"
+def save(kind, folder: Path, seed=0, tok=None, **change):
+    "A random model of `kind` in `folder`, weights large enough that attention is far from uniform; `change` goes into its config"
     torch.manual_seed(seed)
-    tok = byte_level() if kind.startswith("qwen") else tokenizer(bos=kind.startswith("gemma"))
-    model = AutoModelForCausalLM.from_config(config(kind, len(tok)))
+    tok = tok or (byte_level() if kind.startswith("qwen") else tokenizer(bos=kind.startswith("gemma")))
+    c = config(kind, len(tok))
+    for k, v in change.items(): setattr(c, k, v)
+    model = AutoModelForCausalLM.from_config(c)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.randn_like(p)*(.15 if p.ndim == 2 else .1) + (1. if p.ndim == 1 and "norm" in name and not kind.startswith("gemma") else 0.))
