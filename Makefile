@@ -61,10 +61,10 @@ benchmark: setup ## measure on this machine and store the outputs of nbs/benchma
 	@$(BIN)/python tools/run_notebooks.py nbs/benchmark.ipynb
 
 toy: setup ## train the toy model of nbs/toy.ipynb anew, into the package
-	@$(BIN)/python -c 'from talking_heads.toy import make_toy; print(make_toy("talking_heads/models/toy"))'
+	@$(BIN)/python -c 'from talking_heads.toys.toy import make_toy; print(make_toy("talking_heads/models/toy"))'
 
 toy-position: setup ## train the model of nbs/toy_position.ipynb anew, into the package
-	@$(BIN)/python -c 'from talking_heads.toy_position import make_toy_position; print(make_toy_position("talking_heads/models/toy-position"))'
+	@$(BIN)/python -c 'from talking_heads.toys.toy_position import make_toy_position; print(make_toy_position("talking_heads/models/toy-position"))'
 
 hooks: ## let git run the fast check before each commit
 	@git config core.hooksPath .githooks

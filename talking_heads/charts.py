@@ -17,7 +17,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from .core import OutputError, TalkingHeadsError, atomic_path, write_json
+from .base.core import OutputError, TalkingHeadsError, atomic_path, write_json
 
 # %% ../nbs/charts.ipynb #c007
 ink = "#747678" # text and lines: 4.6 to 1 against white and against black

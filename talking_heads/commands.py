@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from fastcore.script import Param, anno_parser, store_true
-from .core import *
-from .checkpoints import find_checkpoint
-from .runs import check_run_folder, check_same, leave_unused, read_results
+from .base.core import *
+from .base.checkpoints import find_checkpoint
+from .paper.runs import check_run_folder, check_same, leave_unused, read_results
 
 # %% ../nbs/commands.ipynb #c005
 def friendly(f):
@@ -132,7 +132,7 @@ def _heads(text:str, weights)->tuple:
 
 def _said_by(info:dict)->str:
     "The loudest pairs of a scan as text"
-    from talking_heads.scan import loud
+    from talking_heads.weights.scan import loud
     said = ("Loudest writer -> reading head, with its robust z among all that this head could hear "
         f"({loud:g} or more stands out):")
     return "\n".join([said]+[f"{m}: "+", ".join(f"{r['src']}->{r['dst']} (z {r['z']:.1f})" for r in rows[:6])
@@ -155,7 +155,7 @@ def _after(what:str, again:str):
 def _scan(model, revision, processing, out, memory, reader, distance, **job):
     "Open the weights, scan them, write the page, say what was found"
     from talking_heads.svd import attention_weights
-    from talking_heads.scan import Scan, left_out, parse_bytes, scan, scan_page
+    from talking_heads.weights.scan import Scan, left_out, parse_bytes, scan, scan_page
     memory,was = parse_bytes(memory),_earlier(out)
     weights = attention_weights(model,processing,revision=revision)
     scan(weights,out,Scan(readers=_heads(reader,weights),memory=memory,distance=distance,**job))
@@ -204,15 +204,15 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
 # %% ../nbs/commands.ipynb #c015
 def _undo(out):
     "Remove what an earlier th_edit wrote"
-    from talking_heads.proposals import remove_outcome
+    from talking_heads.edits.proposals import remove_outcome
     gone = remove_outcome(out)
     print(f"Removed {len(gone)} files from {out}. The base model was never changed.")
 
 def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device):
     "Load, propose, audit, write, say what came of it"
-    from talking_heads.audit import full
+    from talking_heads.edits.audit import full
     from talking_heads.hooks import check_device, load_model
-    from talking_heads.proposals import parse_budget, propose_and_audit, training_kl, write_outcome
+    from talking_heads.edits.proposals import parse_budget, propose_and_audit, training_kl, write_outcome
     limits = parse_budget(budget) # what can be refused is refused before a model is looked for
     training_kl(limits,how)
     check_device(device)
@@ -227,7 +227,7 @@ def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device):
 @contextmanager
 def _edit_folder(out:Path, dry_run:bool, undo:bool):
     "The folder of an edit, checked and locked before anything is loaded; `--dry-run` touches none"
-    from talking_heads.proposals import check_outcome
+    from talking_heads.edits.proposals import check_outcome
     if dry_run: return (yield)
     if undo and not out.is_dir(): raise OutputError(f"There is no folder {out}, so there is nothing to undo.")
     if not undo: check_outcome(out)
@@ -484,7 +484,7 @@ def _with_progress(f):
 # %% ../nbs/commands.ipynb #c027
 def _counts(verdicts:list)->str:
     "How many claims came out how; those that could not be tested stand apart"
-    from talking_heads.verdicts import verdict_counts
+    from talking_heads.paper.verdicts import verdict_counts
     return f"Claims: {verdict_counts(verdicts)}"
 
 def _strongest(w:dict)->str:
@@ -535,8 +535,8 @@ def _run_paper(notebook:Path, out:Path, params:dict)->None:
 
 def _pages(out:Path)->None:
     "Say what came out, make the pages, say where everything is"
-    from talking_heads.brief import brief, languages
-    from talking_heads.report import to_html
+    from talking_heads.paper.brief import brief, languages
+    from talking_heads.paper.report import to_html
     results = read_results(out)
     print(f"{headline(results)}\n\nNotebook  {out/'paper.ipynb'}\nResults   {out/'results.json'}",flush=True)
     done = f"The run is finished and its results are in {out/'results.json'}"
@@ -585,7 +585,7 @@ def th_compare(runs:Param("folders of th_paper, or results.json files; at least 
                out:Param("folder for the comparison; made if missing",str)="runs/comparison",
                anyway:Param("compare runs that answered different questions, and mark the result",store_true)=False):
     "Put runs (models or seeds) side by side: a page with charts and verdicts, a table, and a summary as JSON"
-    from talking_heads.comparison import compare_runs
+    from talking_heads.paper.comparison import compare_runs
     with folder_lock(out,"th_compare"):
         c = compare_runs(runs,anyway)
         page,*rest = c.save(out)
@@ -598,7 +598,7 @@ def th_brief(run:Param("folder of th_paper, or a results.json",str,opt=False,nar
              lang:Param("en or ja",str)="en",
              out:Param("file to write, .html or .md; without it the page is printed as Markdown",str)=None):
     "One page for the person who must decide: what the model does, where it fails, what an edit costs, how sure we are"
-    from talking_heads.brief import brief
+    from talking_heads.paper.brief import brief
     if out is None: return print(brief(read_results(run),lang).markdown(),end="")
     out = Path(out).expanduser().resolve()
     if out.is_dir(): raise OutputError(f"{out} is a folder. Give a file in it that ends in .html or .md.")
@@ -607,8 +607,8 @@ def th_brief(run:Param("folder of th_paper, or a results.json",str,opt=False,nar
 # %% ../nbs/commands.ipynb #c043
 def _sweep_tasks(name:str, out, given:list, jobs:int, **kw)->tuple[list[dict],str]: # tasks, title
     "The runs of a sweep file as tasks, every parameter checked"
-    from talking_heads.runs import code_hash
-    from talking_heads.sweeps import load_sweep, plan, read_spec
+    from talking_heads.paper.runs import code_hash
+    from talking_heads.paper.sweeps import load_sweep, plan, read_spec
     notebook = paper_notebook()
     spec,path = read_spec(name)
     runs = load_sweep(name,_parameters(notebook,given))
@@ -631,12 +631,12 @@ def _sweep_reader(code:dict, keep_old:bool):
 # %% ../nbs/commands.ipynb #c046
 def _list_sweeps():
     "Print the sweeps that the package brings"
-    from talking_heads.sweeps import read_spec, ready_sweeps
+    from talking_heads.paper.sweeps import read_spec, ready_sweeps
     for name,path in ready_sweeps().items(): print(f"{name:8} {read_spec(name)[0]['title']}\n{'':8} {path}")
 
 def _dry_run(tasks:list[dict], read):
     "Print every run and how far it is"
-    from talking_heads.sweeps import state
+    from talking_heads.paper.sweeps import state
     states = [(t,*state(t,read)) for t in tasks]
     for t,s,why in states: print(f"{s:10} {t['name']}"+(f"  ({why})" if why else ""))
     done = sum(s=="finished" for _,s,_ in states)
@@ -645,7 +645,7 @@ def _dry_run(tasks:list[dict], read):
 # %% ../nbs/commands.ipynb #c047
 def _sweep(name, out, jobs, scheduler, dry_run, given, **kw):
     "Plan, run, and say what came of it"
-    from talking_heads.sweeps import SweepError, by_run, sweep
+    from talking_heads.paper.sweeps import SweepError, by_run, sweep
     if jobs<1: raise SweepError(f"--jobs {jobs} makes no sense: at least one run has to be at work.")
     if kw["retries"]<0: raise SweepError(f"--retries {kw['retries']} makes no sense: 0 tries every run once.")
     tasks,title = _sweep_tasks(name,out,given,jobs,**kw)

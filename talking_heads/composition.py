@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
-from .core import *
-from .checkpoints import display_name
+from .base.core import *
+from .base.checkpoints import display_name
 from .svd import *
 
 # %% ../nbs/03_composition.ipynb #c007

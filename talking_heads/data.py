@@ -13,7 +13,7 @@ from string import Formatter
 from fastcore.basics import patch
 import pandas as pd, torch
 from torch import Tensor
-from .core import *
+from .base.core import *
 
 # %% ../nbs/00_data.ipynb #c006
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ __all__ = ['interval_kinds', 't_quantile', 'bounds', 'interval', 'paired_bounds'
            'prompt_scores', 'summarise', 'list_scores', 'attention_rows']
 
 # %% ../nbs/05_evaluation.ipynb #c003
-from .core import * # first: it silences a warning of the next imports
+from .base.core import * # first: it silences a warning of the next imports
 import math
 import pandas as pd, torch
 from torch import Tensor

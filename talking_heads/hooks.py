@@ -14,7 +14,7 @@ __all__ = ['check_device', 'load_model', 'provenance', 'task_args', 'check_promp
 import copy, inspect
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from .core import * # first: it silences a warning of the next imports
+from .base.core import * # first: it silences a warning of the next imports
 import pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -24,7 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.head_detector import (get_duplicate_token_head_detection_pattern, get_induction_head_detection_pattern,
     get_previous_token_head_detection_pattern)
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
-from .checkpoints import *
+from .base.checkpoints import *
 from .data import *
 
 # %% ../nbs/01_hooks.ipynb #ld50

@@ -12,14 +12,14 @@ import hashlib, html, json, re, signal, threading, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from .core import * # first: it silences a warning of the next imports
+from .base.core import * # first: it silences a warning of the next imports
 import pandas as pd, torch
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
-from .checkpoints import *
+from .base.checkpoints import *
 from .data import *
 from .hooks import *
 from .hooks import _joined

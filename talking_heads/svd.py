@@ -14,8 +14,8 @@ import torch
 from fastcore.basics import patch
 from safetensors import safe_open
 from torch import Tensor
-from .core import *
-from .checkpoints import *
+from .base.core import *
+from .base.checkpoints import *
 
 # %% ../nbs/02_svd.ipynb #c006
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from talking_heads.adapters import *
-from talking_heads.checkpoints import find_checkpoint
-from talking_heads.core import *
+from talking_heads.edits.adapters import *
+from talking_heads.base.checkpoints import find_checkpoint
+from talking_heads.base.core import *
 from talking_heads.hooks import *
 from talking_heads.interventions import *
 
@@ -100,7 +100,7 @@ def test_a_folder_of_others_is_left_alone(toy, tmp_path):
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_an_earlier_export_survives_a_failing_one(toy, tmp_path, monkeypatch, error):
-    from talking_heads import adapters
+    from talking_heads.edits import adapters
     first = component_edit(toy, "1.0.0")
     to_peft(first, toy, tmp_path/"x")
     rename = Path.rename
@@ -120,7 +120,7 @@ def test_an_earlier_export_is_replaced_whole(toy, tmp_path):
     assert load_edit(tmp_path/"x"/"edit", toy) == edit
 
 def test_a_failed_export_leaves_nothing(toy, tmp_path, monkeypatch):
-    import talking_heads.adapters as A
+    import talking_heads.edits.adapters as A
     def fail(*args): raise RuntimeError("no card today")
     monkeypatch.setattr(A, "model_card", fail)
     for export in (to_peft, bake):

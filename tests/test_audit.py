@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from talking_heads import audit as A
-from talking_heads.audit import *
-from talking_heads.core import *
+from talking_heads.edits import audit as A
+from talking_heads.edits.audit import *
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.hooks import *
 from talking_heads.interventions import *
-from talking_heads.probes import *
+from talking_heads.tasks.probes import *
 import tiny
 
 small = Plan(ioi=60, lists=(5,), per_template=10, induction=4)

@@ -10,10 +10,10 @@ from bs4 import BeautifulSoup
 from hypothesis import given, settings, strategies as st
 
 import made_results as made
-from talking_heads import brief as room
-from talking_heads.brief import *
-from talking_heads.core import *
-from talking_heads.runs import check_results
+from talking_heads.paper import brief as room
+from talking_heads.paper.brief import *
+from talking_heads.base.core import *
+from talking_heads.paper.runs import check_results
 
 pairs = [(name, lang) for name in made.every for lang in languages]
 heading = lambda key, lang: room._words[key][languages.index(lang)]
@@ -212,7 +212,7 @@ def test_what_could_not_be_tested_is_never_a_failure():
     assert "replicate" not in said and "再現せず" not in text(r, "sure", "ja")
 
 def test_every_kind_of_lack_has_its_words():
-    from talking_heads.verdicts import lacks
+    from talking_heads.paper.verdicts import lacks
     assert {f"w_{k}" for k in lacks} == {k for k in room._words if k.startswith("w_")} - {"w_unknown"}
 
 @pytest.mark.parametrize("change,says", [
@@ -322,7 +322,7 @@ def crowded():
 @pytest.mark.slow
 def test_one_sheet_of_paper(tmp_path):
     "Printed on A4, and no wider than a phone"
-    from talking_heads.docs import browser
+    from talking_heads.site.docs import browser
     with browser() as b:
         for name, lang in [*pairs, ("crowded", "en"), ("crowded", "ja")]:
             page = b.new_page(viewport=dict(width=390, height=800))

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from test_composition import Weights, random_layer
-from talking_heads.channels import *
+from talking_heads.weights.channels import *
 from talking_heads.composition import *
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.svd import *
 
 def planted(seed=0, d=96, r=6, H=4):

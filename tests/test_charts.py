@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from talking_heads import charts
-from talking_heads.core import OutputError, TalkingHeadsError
+from talking_heads.base.core import OutputError, TalkingHeadsError
 
 def heads():
     "A map of 30 layers by 9 heads for two classes, one with negative scores"

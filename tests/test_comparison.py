@@ -11,9 +11,9 @@ from bs4 import BeautifulSoup
 from hypothesis import given, settings, strategies as st
 
 import made_results as made
-from talking_heads.comparison import *
-from talking_heads.core import *
-from talking_heads.report import page as write_page
+from talking_heads.paper.comparison import *
+from talking_heads.base.core import *
+from talking_heads.paper.report import page as write_page
 
 @pytest.fixture
 def put(tmp_path):
@@ -256,7 +256,7 @@ def test_title_states_the_finding(put, two):
     assert "No measure differs" in " ".join(section_charts(compare_runs(two))["ioi"][0].title.text)
 
 def test_many_runs_keep_different_looks():
-    from talking_heads import comparison
+    from talking_heads.paper import comparison
     names = [f"r{i}" for i in range(48)]
     colour, shape = (x["scale"].to_dict()["range"] for x in comparison._looks(names))
     assert len(set(zip(colour, shape))) == 48

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import tiny
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.hooks import load_model
 from talking_heads.svd import *
 from talking_heads.composition import *
@@ -199,5 +199,5 @@ def test_an_edited_model_is_not_taken_for_its_checkpoint(tmp_path):
 
 def test_no_heavy_import(tmp_path):
     folder = tiny.save("gpt2", tmp_path)
-    code = f"import sys; from talking_heads.scan import *; from talking_heads.svd import *; scan(attention_weights({str(folder)!r}), {str(tmp_path/'o')!r}); sys.exit(any(m.split('.')[0] in ('transformers', 'transformer_lens') for m in sys.modules))"
+    code = f"import sys; from talking_heads.weights.scan import *; from talking_heads.svd import *; scan(attention_weights({str(folder)!r}), {str(tmp_path/'o')!r}); sys.exit(any(m.split('.')[0] in ('transformers', 'transformer_lens') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

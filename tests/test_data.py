@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.data import _Draft, _build, _enumerate, _fill, _word_ids
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings, strategies as st
 
 from test_composition import Weights, random_layer
 from talking_heads.composition import *
-from talking_heads.core import *
-from talking_heads.detection import *
+from talking_heads.base.core import *
+from talking_heads.weights.detection import *
 from talking_heads.svd import *
 
 @settings(max_examples=25, deadline=None)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from talking_heads.docs import *
-from talking_heads import docs
+from talking_heads.site.docs import *
+from talking_heads.site import docs
 
 ROOT = Path(__file__).resolve().parents[1]
 for need in ("smalldocs","latex2mathml","vl_convert"):
@@ -17,7 +17,8 @@ for need in ("smalldocs","latex2mathml","vl_convert"):
 def test_symbols_agree_with_inspect():
     "Names, defaults and docstrings read from the text are those of the imported functions"
     import inspect
-    from talking_heads import core, runs
+    from talking_heads.base import core
+    from talking_heads.paper import runs
     for mod in (core, runs):
         found = {s.name:s for s in symbols(Path(mod.__file__).read_text())}
         public = [o for n,o in vars(mod).items() if inspect.isfunction(o) and o.__module__==mod.__name__ and not n.startswith("_")]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.evaluation import *
 from talking_heads.hooks import Readout, choice_logits, inhibition_score, logit_diff
 from talking_heads.data import laundry_list

@@ -8,7 +8,7 @@ import torch
 from talking_heads.composition import compose
 from talking_heads.data import ioi, laundry_list
 from talking_heads.evaluation import prompt_scores
-from talking_heads.explorer import *
+from talking_heads.site.explorer import *
 from talking_heads.hooks import load_model, readout, task_args
 from talking_heads.interventions import active_edits, component_edit
 from talking_heads.svd import attention_weights

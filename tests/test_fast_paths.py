@@ -10,15 +10,15 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from talking_heads import hooks as H
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.data import *
-from talking_heads.forecast import auroc, fit_forecaster, forecast_frame
+from talking_heads.circuits.forecast import auroc, fit_forecaster, forecast_frame
 from talking_heads.hooks import *
 from talking_heads.interventions import component_edit, edited, edited_readout, set_coordinates_hooks
-from talking_heads.lifting import Suffix, choose, component_knobs, judge, lessons
-from talking_heads.probes import preference
-from talking_heads.removal import *
-from talking_heads.steering import Subspace, _setting, fit_attention, fit_gradient, natural
+from talking_heads.edits.lifting import Suffix, choose, component_knobs, judge, lessons
+from talking_heads.tasks.probes import preference
+from talking_heads.circuits.removal import *
+from talking_heads.circuits.steering import Subspace, _setting, fit_attention, fit_gradient, natural
 from talking_heads.svd import attention_weights, components
 
 L, N = 5, 4 # layers, heads

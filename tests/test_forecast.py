@@ -8,15 +8,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import tiny
-from talking_heads.core import *
-from talking_heads.checkpoints import find_checkpoint
+from talking_heads.base.core import *
+from talking_heads.base.checkpoints import find_checkpoint
 from talking_heads.data import *
 from talking_heads.evaluation import interval
-from talking_heads.forecast import *
-from talking_heads.forecast import _cells, _spaces, _write_rows
+from talking_heads.circuits.forecast import *
+from talking_heads.circuits.forecast import _cells, _spaces, _write_rows
 from talking_heads.hooks import *
 from talking_heads.interventions import coordinates, parse_component
-from talking_heads.steering import *
+from talking_heads.circuits.steering import *
 from talking_heads.svd import *
 
 def frame(n=600, signal=0., seed=0, sizes=(3, 5), names=("a", "b")):
@@ -50,7 +50,7 @@ def test_draws_are_auroc_of_resampled_prompts():
     "Each resample's AUROC, recomputed from the prompts it holds; groups keep their sizes"
     g = torch.Generator().manual_seed(0)
     score, fail, group = torch.randint(0, 5, (30,), generator=g).double(), torch.rand(30, generator=g) < .5, [i % 3 for i in range(30)]
-    from talking_heads.forecast import _resampled
+    from talking_heads.circuits.forecast import _resampled
     draws, count = auroc_draws([score], fail, group, 4, 20)[0], _resampled(30, group, 20, 4)
     for d, c in zip(draws, count.long()):
         rows = torch.arange(30).repeat_interleave(c)
@@ -248,7 +248,7 @@ def test_a_forecast_of_a_random_model(tmp_path):
 # the study
 
 def test_study_goes_on_where_it_stopped(toy, tmp_path, monkeypatch):
-    import talking_heads.forecast as F
+    import talking_heads.circuits.forecast as F
     path, names = tmp_path/"rows.parquet", ["1.0.0", "1.1.0"]
     whole = pd.read_parquet(F.forecast_study(toy, names, (3, 4), 3, path=tmp_path/"whole.parquet"))
     real, calls = F.forecast_frame, []

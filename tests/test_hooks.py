@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tiny
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.hooks import *
 from transformer_lens.head_detector import detect_head

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from talking_heads import interventions as I
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.hooks import *
 from talking_heads.interventions import *

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import tiny
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.hooks import load_model, readout, task_args
 from talking_heads.interventions import edited
-from talking_heads.lifting import *
-from talking_heads import lifting as lib
-from talking_heads.probes import preference
+from talking_heads.edits.lifting import *
+from talking_heads.edits import lifting as lib
+from talking_heads.tasks.probes import preference
 
 quick = dict(n_items=(7, 8), per=6, windows=8, length=16, window=None)
 
@@ -186,7 +186,7 @@ def test_share_agrees_with_probes(models):
     s = Suffix(m, 1)
     final = s.run(s.enter(p.tokens))
     p = type(p)(tuple(type(q)(**{**q.__dict__, "info": q.info|dict(right="", unmentioned=q.answer)}) for q in p), p.task, p.bos, p.pad_id)
-    from talking_heads.probes import item_ids, left_over
+    from talking_heads.tasks.probes import item_ids, left_over
     want = torch.tensor(preference(p, s.logits(final[:, -1]).detach()).share.to_numpy())
     assert torch.allclose(lib._share(s, final, item_ids(p), left_over(p)).double().cpu(), want, atol=1e-5)
 
@@ -271,7 +271,7 @@ def test_search_returns_none_when_nothing_meets_the_budget(toy):
 
 def test_stored_study_is_of_this_model():
     "The table in the package was made with the embedded SmolLM2, by whole-weight runs of at least 200 prompts per point"
-    from talking_heads.checkpoints import find_checkpoint
+    from talking_heads.base.checkpoints import find_checkpoint
     stored = json.loads(lib._table.read_text())
     assert stored["sha256"] == find_checkpoint("smollm2").sha256
     for a in stored["arms"]: assert a["provenance"]["sha256"] == stored["sha256"] and len(a["code"]) == 64 and a["settings"]["seed"] == a["seed"]

@@ -12,8 +12,8 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertL
                           LlavaForConditionalGeneration, SiglipVisionConfig, T5Config, T5ForConditionalGeneration)
 
 import tiny
-import talking_heads.checkpoints as C
-from talking_heads.core import *
+import talking_heads.base.checkpoints as C
+from talking_heads.base.core import *
 from talking_heads.hooks import load_model, provenance
 from talking_heads.svd import attention_weights
 

@@ -16,9 +16,10 @@ import pytest
 
 import made_results
 import tiny
-from talking_heads import commands, core
-from talking_heads.core import *
-from talking_heads.runs import RunFolder, check_run_folder, read_results
+from talking_heads import commands
+from talking_heads.base import core
+from talking_heads.base.core import *
+from talking_heads.paper.runs import RunFolder, check_run_folder, read_results
 
 root, bin = Path(__file__).resolve().parents[1], Path(sys.executable).parent
 odd_names = ["a run", "run {a}", "run {} #1", "100% ?", "läufe é 日本", "-dash"]
@@ -66,15 +67,15 @@ def alive(pid):
 
 take = """
 import sys
-from talking_heads.core import *
+from talking_heads.base.core import *
 try: take_folder(sys.argv[1], "a test")
 except InUseError as e: print(e)
 else: print("mine")
 """
 hold = """
 import sys, time
-from talking_heads.core import *
-from talking_heads.runs import RunFolder
+from talking_heads.base.core import *
+from talking_heads.paper.runs import RunFolder
 run = RunFolder(sys.argv[1], {}) if len(sys.argv) > 2 else take_folder(sys.argv[1], "th_holder")
 print("held", flush=True)
 time.sleep(60)
@@ -137,7 +138,7 @@ def test_a_grandchild_keeps_the_lock_of_a_killed_parent(tmp_path):
     "As a kernel does, in the second until it notices"
     code = """
 import subprocess, sys, time
-from talking_heads.core import *
+from talking_heads.base.core import *
 take_folder(sys.argv[1], "parent")
 quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 p = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], **quiet, **lock_for_child())
@@ -446,7 +447,7 @@ import pandas as pd
 Path(out, "pid").write_text(str(os.getpid()))
 if trap == "before": time.sleep(60)
 if trap == "die before": os.kill(os.getpid(), signal.SIGKILL)
-from talking_heads.runs import RunFolder
+from talking_heads.paper.runs import RunFolder
 run = RunFolder(out, dict(seed=seed), resume)
 def step(n):
     with open(Path(out).parent/"log", "a") as f: f.write(f"{n}\\n")
@@ -454,14 +455,14 @@ def step(n):
 run.step("one", lambda: step(1))
 if trap == "after": time.sleep(60)
 if trap == "die after": os.kill(os.getpid(), signal.SIGKILL)
-if trap == "refuse": raise __import__("talking_heads.core").core.TaskError("No such task.")
+if trap == "refuse": raise __import__("talking_heads.base.core").core.TaskError("No such task.")
 run.step("two", lambda: step(2))
 """
 drive = """
 import sys
 from pathlib import Path
 from talking_heads import commands
-from talking_heads.core import *
+from talking_heads.base.core import *
 @commands.friendly
 def go(nb, out, trap):
     with folder_lock(out, "th_paper"):
@@ -510,7 +511,7 @@ def test_a_kernel_that_dies(tmp_path, moment):
     nb, out = notebook(tmp_path / "nb", steps), tmp_path / "out"
     with folder_lock(out, "th_paper"), pytest.raises(OutputError, match="ended from outside.*memory.*--resume"):
         commands._run_paper(nb, out, dict(model="m", seed=0, out=str(out), trap=moment))
-    from talking_heads import sweeps
+    from talking_heads.paper import sweeps
 
     assert sweeps._died in str(commands._death(out)) and (out / "paper.ipynb").is_file()
     again(nb, out, moment == "die after")
@@ -534,7 +535,7 @@ def test_a_refused_run_leaves_nothing(tmp_path, capsys):
     assert call(commands.th_paper, model="smolm2", out=str(tmp_path / "a" / "b")) == 1 and not any(tmp_path.iterdir())
     with pytest.raises(OutputError):
         commands._run_paper(
-            notebook(tmp_path / "nb", "from talking_heads.core import *\nraise ModelError('none')"),
+            notebook(tmp_path / "nb", "from talking_heads.base.core import *\nraise ModelError('none')"),
             tmp_path,
             dict(model="m"),
         )
@@ -561,7 +562,7 @@ def test_marks_come_first(tmp_path, monkeypatch):
 
 
 def test_pages_that_fail_lose_no_results(tmp_path, capsys, monkeypatch):
-    from talking_heads import report
+    from talking_heads.paper import report
 
     (tmp_path / "results.json").write_text(json.dumps(made_results.complete()))
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 import tiny
-import talking_heads.checkpoints as C
-from talking_heads.core import *
+import talking_heads.base.checkpoints as C
+from talking_heads.base.core import *
 from talking_heads.hooks import load_model, provenance
 
 @pytest.fixture()
@@ -114,8 +114,8 @@ def test_devices_and_dtypes(folder):
 fake = """
     import sys, time
     from pathlib import Path
-    import talking_heads.checkpoints as C
-    from talking_heads.core import *
+    import talking_heads.base.checkpoints as C
+    from talking_heads.base.core import *
     gguf = Path(sys.argv[1]); C._gguf_path = lambda: gguf; C._gguf_sha256 = sha256(gguf)
     def convert(f, out):
         with open(sys.argv[2], "a") as log: log.write("x")

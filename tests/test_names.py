@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import tiny
-from talking_heads.adapters import _base
-from talking_heads.brief import brief
-from talking_heads.checkpoints import *
+from talking_heads.edits.adapters import _base
+from talking_heads.paper.brief import brief
+from talking_heads.base.checkpoints import *
 from talking_heads.composition import provenance_of
 from talking_heads.hooks import load_model
 from talking_heads.interventions import component_edit
-from talking_heads.report import to_html
+from talking_heads.paper.report import to_html
 from talking_heads.svd import attention_weights
 
 import made_results as made

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from talking_heads.nulls import *
+from talking_heads.weights.nulls import *
 from talking_heads.composition import *
 
 def draws(lam, n, d, g):
@@ -50,7 +50,7 @@ def test_the_far_tail_is_exact_where_it_can_be_written_down():
     assert (table.log()/want-1).abs()[want > -500].max() < .02
 
 def test_q_by_hand_and_by_histogram():
-    from talking_heads.scan import _bin, _bins, q_of
+    from talking_heads.weights.scan import _bin, _bins, q_of
     p = torch.rand(5000, generator=torch.Generator().manual_seed(1)).double()**4
     q = benjamini_hochberg(p)
     n, s = len(p), p.sort().values

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from talking_heads.composition import *
-from talking_heads.core import *
-from talking_heads.detection import *
-from talking_heads.planted import *
+from talking_heads.base.core import *
+from talking_heads.weights.detection import *
+from talking_heads.weights.planted import *
 from talking_heads.svd import *
 
 def measured(weights, truth):

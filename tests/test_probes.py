@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from talking_heads.data import *
-from talking_heads.core import *
-from talking_heads.probes import *
+from talking_heads.base.core import *
+from talking_heads.tasks.probes import *
 import tiny
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from talking_heads.audit import Budget, Plan
-from talking_heads.core import *
+from talking_heads.edits.audit import Budget, Plan
+from talking_heads.base.core import *
 from talking_heads.hooks import load_model
 from talking_heads.interventions import load_edit
-from talking_heads.proposals import *
-from talking_heads.proposals import _decide
+from talking_heads.edits.proposals import *
+from talking_heads.edits.proposals import _decide
 
 small = Plan(ioi=30, lists=(7, 8), per_template=20, per_form=4, induction=4)
 
@@ -90,7 +90,9 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize("how,flag,full", [("quick", False, False), ("quick", True, True), ("full", False, True), ("tiny", False, False)])
 def test_full_effort_is_audited_in_full(toy, outcome, monkeypatch, how, flag, full):
     "An edit that took long to train is not judged on a few prompts, by the command or from Python"
-    from talking_heads import audit, commands, hooks, proposals
+    from talking_heads import commands, hooks
+    from talking_heads.edits import audit
+    from talking_heads.edits import proposals
     asked = []
     monkeypatch.setattr(hooks, "load_model", lambda *args, **kw: toy)
     monkeypatch.setattr(proposals, "propose_edit", lambda model, effort, **kw: outcome)

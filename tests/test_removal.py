@@ -3,13 +3,13 @@ import pytest
 import torch
 
 import tiny
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.svd import *
 from talking_heads.hooks import *
 from talking_heads.interventions import *
 from talking_heads.evaluation import *
-from talking_heads.removal import *
+from talking_heads.circuits.removal import *
 
 close = lambda a, b, eps=2e-4: torch.testing.assert_close(a.float(), b.float(), atol=eps, rtol=1e-4)
 movers, watch = ["2.0", "2.1", "2.3"], ([2, 2, 2], [0, 1, 3])

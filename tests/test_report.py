@@ -6,8 +6,8 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from talking_heads import charts
-from talking_heads.core import OutputError
-from talking_heads.report import to_html
+from talking_heads.base.core import OutputError
+from talking_heads.paper.report import to_html
 
 def code(source="1", *outputs, tags=()): return new_code_cell(source, outputs=list(outputs), metadata={"tags":list(tags)} if tags else {})
 def shown(**data): return new_output("display_data", data=data)

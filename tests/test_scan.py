@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-import talking_heads.scan as S
+import talking_heads.weights.scan as S
 from talking_heads.composition import *
-from talking_heads.core import *
-from talking_heads.nulls import *
-from talking_heads.scan import *
+from talking_heads.base.core import *
+from talking_heads.weights.nulls import *
+from talking_heads.weights.scan import *
 from talking_heads.svd import *
 
 bin = Path(sys.executable).parent
@@ -27,7 +27,7 @@ def folder(tmp_path_factory): return tiny.save("llama", tmp_path_factory.mktemp(
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3", "llama"])
 @pytest.mark.parametrize("group,rows", [(1, 7), (5, 16), (99, 999)])
 def test_scan_equals_compose(kind, group, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("talking_heads.scan.make_plan", lambda *a: Plan(group, rows, 1, rows > 100))
+    monkeypatch.setattr("talking_heads.weights.scan.make_plan", lambda *a: Plan(group, rows, 1, rows > 100))
     w = attention_weights(str(tiny.save(kind, tmp_path/"m")), "folded")
     t = read_scan(scan(w, tmp_path/"o", Scan(top=0)))
     c = compose(w)
@@ -64,7 +64,7 @@ def test_columns_and_summary(folder, tmp_path):
 def test_same_numbers_twice_and_resumed(folder, tmp_path, monkeypatch):
     w = attention_weights(str(folder))
     whole = pd.read_parquet(scan(w, tmp_path/"a", Scan(top=4))/"scan.parquet")
-    import talking_heads.scan as S
+    import talking_heads.weights.scan as S
     real, calls = S._scan_layer, []
     def failing(weights, store, job, l, *a):
         calls.append(l)
@@ -88,7 +88,7 @@ def test_a_terminal_gets_a_bar(folder, tmp_path):
 
 def test_other_peoples_folders(folder, tmp_path):
     "A scan does not overwrite a paper run, nor leaves an older scan's rows behind when it is interrupted"
-    from talking_heads.runs import RunFolder
+    from talking_heads.paper.runs import RunFolder
     RunFolder(tmp_path/"paper", dict(model="x"))
     (tmp_path/"paper"/"results.json").write_text("{}")
     r = th(folder, "--out", tmp_path/"paper")
@@ -165,7 +165,7 @@ def test_a_nan_in_a_late_layer_keeps_the_early_ones(tmp_path):
 
 def test_full_disk(folder, tmp_path, monkeypatch):
     "Finished layers survive a disk that fills up, and the error is ours"
-    import talking_heads.scan as S
+    import talking_heads.weights.scan as S
     w, real = attention_weights(str(folder)), S.save_file
     def full(t, path):
         if len(list((tmp_path/"o"/"writers").rglob("*.safetensors"))) >= 1: raise OSError(28, "No space left on device")
@@ -191,7 +191,7 @@ def big(folder, layers=64, d=1024, heads=8):
 
 _measure = """
 import sys
-from talking_heads.svd import *; from talking_heads.scan import *; from talking_heads.core import *
+from talking_heads.svd import *; from talking_heads.weights.scan import *; from talking_heads.base.core import *
 import torch
 rss = lambda k: next(int(l.split()[1])*1024 for l in open("/proc/self/status") if l.startswith(k))
 w = attention_weights(sys.argv[1], "folded")

@@ -3,16 +3,16 @@ import pytest
 import torch
 
 import tiny
-from talking_heads.checkpoints import find_checkpoint
-from talking_heads.core import *
+from talking_heads.base.checkpoints import find_checkpoint
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.svd import *
 from talking_heads.hooks import *
 from talking_heads.interventions import *
 from talking_heads.evaluation import *
-from talking_heads.removal import *
-from talking_heads.steering import *
-from talking_heads.steering import _in_list_order, _item_logits, _end_hooks, _setting
+from talking_heads.circuits.removal import *
+from talking_heads.circuits.steering import *
+from talking_heads.circuits.steering import _in_list_order, _item_logits, _end_hooks, _setting
 
 close = lambda a, b, eps=2e-4: torch.testing.assert_close(a.float(), b.float(), atol=eps, rtol=1e-4)
 circuit = ["1.0.0", "1.0.1", "1.1.0", "1.1.1"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from talking_heads.runs import *
-from talking_heads.verdicts import judge_claims
+from talking_heads.paper.runs import *
+from talking_heads.paper.verdicts import judge_claims
 
 root = Path(__file__).resolve().parent.parent
 stored = sorted((root/"nbs"/"runs").glob("*.json"))
@@ -27,6 +27,6 @@ def test_stored_run(path):
 def test_code_behind_sees_what_decides_numbers(tmp_path):
     nb = lambda src: json.dumps(dict(cells=[dict(cell_type="code", source=src, metadata={})]))
     a, b = tmp_path/"a.ipynb", tmp_path/"b.ipynb"
-    a.write_text(nb("from talking_heads.nulls import *"))
-    b.write_text(nb("from talking_heads.nulls import *\nfrom talking_heads.charts import *"))
+    a.write_text(nb("from talking_heads.weights.nulls import *"))
+    b.write_text(nb("from talking_heads.weights.nulls import *\nfrom talking_heads.charts import *"))
     assert len({code_behind(a), code_behind(b)}) == 2 and code_behind(a) == code_behind(a)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tiny
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.hooks import load_model
 from talking_heads.svd import *
 

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from talking_heads import commands, sweeps
-from talking_heads.core import *
-from talking_heads.runs import RunFolder, read_results
-from talking_heads.sweeps import *
+from talking_heads import commands
+from talking_heads.paper import sweeps
+from talking_heads.base.core import *
+from talking_heads.paper.runs import RunFolder, read_results
+from talking_heads.paper.sweeps import *
 
 bin, models = Path(sys.executable).parent, ["a", "b", "c", "d"]
 
@@ -224,7 +225,7 @@ def running(out):
     code = f"""
 import sys
 from pathlib import Path
-from talking_heads.sweeps import *
+from talking_heads.paper.sweeps import *
 out, scheduler = Path({str(out)!r}), (sys.argv[1:] or [None])[0]
 runs = expand({{"models": [{{"name": "a"}}, {{"name": "b"}}, {{"name": "c"}}, {{"name": "d"}}]}})
 job = lambda r, folder: ["python", out/"job.py", folder, r.model, r.seed, 0 if r.model == "a" else .6]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from talking_heads.checkpoints import find_checkpoint
-from talking_heads.core import *
+from talking_heads.base.checkpoints import find_checkpoint
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.evaluation import *
 from talking_heads.hooks import *
-from talking_heads.toy import *
+from talking_heads.toys.toy import *
 
 @pytest.fixture(scope="module")
 def model(): return load_model("toy", device="cpu")
@@ -62,7 +62,7 @@ def test_training_repeats_to_the_bit_and_begins_as_committed():
 @pytest.mark.parametrize("name", ["toy", "toy-position"])
 def test_altered_weights_are_refused(name, tmp_path, monkeypatch):
     shutil.copytree(find_checkpoint(name).path, tmp_path/"models"/name)
-    monkeypatch.setattr("talking_heads.checkpoints.files", lambda _: tmp_path)
+    monkeypatch.setattr("talking_heads.base.checkpoints.files", lambda _: tmp_path)
     f = tmp_path/"models"/name/"model.safetensors"
     assert find_checkpoint(name).source == "embedded"
     raw = bytearray(f.read_bytes()); raw[-5] ^= 1; f.write_bytes(raw)

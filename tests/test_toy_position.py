@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from talking_heads.checkpoints import find_checkpoint
+from talking_heads.base.checkpoints import find_checkpoint
 from talking_heads.composition import write_directions
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.evaluation import *
 from talking_heads.hooks import *
 from talking_heads.svd import attention_weights
-from talking_heads.toy_position import *
-from talking_heads.toy_position import _interchanged
+from talking_heads.toys.toy_position import *
+from talking_heads.toys.toy_position import _interchanged
 
 @pytest.fixture(scope="module")
 def model(): return load_model("toy-position", device="cpu")

@@ -14,14 +14,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import tiny
-from talking_heads.core import *
+from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.composition import compose
-from talking_heads.detection import *
-from talking_heads.runs import read_results
+from talking_heads.weights.detection import *
+from talking_heads.paper.runs import read_results
 from talking_heads.svd import *
-from talking_heads.verdicts import *
-from talking_heads.verdicts import _dealt, _isotropic_shares, _place, _shares
+from talking_heads.paper.verdicts import *
+from talking_heads.paper.verdicts import _dealt, _isotropic_shares, _place, _shares
 
 import made_results as made
 
@@ -340,7 +340,7 @@ def test_verdict_table_escapes():
 def test_toy_with_shuffled_heads(tmp_path):
     "The whole rerun on a trained model whose heads write in each other's places: nothing replicates"
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from talking_heads.checkpoints import find_checkpoint
+    from talking_heads.base.checkpoints import find_checkpoint
     path = find_checkpoint("toy").path
     model = AutoModelForCausalLM.from_pretrained(path)
     blocks = model.transformer.h

@@ -13,21 +13,21 @@ from safetensors.torch import load_file, save_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import tiny
-import talking_heads.channels as channels
+import talking_heads.weights.channels as channels
 import talking_heads.composition as composition
-import talking_heads.detection as detection
-import talking_heads.nulls as nulls
-import talking_heads.planted as planted
-import talking_heads.scan as scanning
+import talking_heads.weights.detection as detection
+import talking_heads.weights.nulls as nulls
+import talking_heads.weights.planted as planted
+import talking_heads.weights.scan as scanning
 import talking_heads.svd as svd
 from test_composition import Weights, random_layer
-from talking_heads.channels import *
+from talking_heads.weights.channels import *
 from talking_heads.composition import *
-from talking_heads.core import *
-from talking_heads.detection import *
-from talking_heads.nulls import *
-from talking_heads.planted import *
-from talking_heads.scan import *
+from talking_heads.base.core import *
+from talking_heads.weights.detection import *
+from talking_heads.weights.nulls import *
+from talking_heads.weights.planted import *
+from talking_heads.weights.scan import *
 from talking_heads.svd import *
 
 close = lambda a, b, eps=1e-5: torch.testing.assert_close(a, b, atol=eps, rtol=1e-4, equal_nan=True)
