@@ -13,8 +13,9 @@ export TALKING_HEADS_GPT2 ?= $(realpath ../shared/gpt2-small-attention)
 PYTHON ?= python3
 # Notebooks whose cells are tests; the reruns take long and are parameterised, so `make paper` and `make notebooks` run them.
 SKIP_NBS := ^([_.]|paper|benchmark)
-TESTED := $(filter-out nbs/paper% nbs/benchmark%,$(wildcard nbs/[!_.]*.ipynb))
-NOTEBOOKS := $(filter-out nbs/index.ipynb,$(wildcard nbs/*.ipynb)) $(wildcard index.ipynb)
+ALL := $(filter-out nbs/index.ipynb,$(wildcard nbs/[!_.]*.ipynb nbs/[!_.]*/[!_.]*.ipynb))
+TESTED := $(foreach f,$(ALL),$(if $(filter paper% benchmark%,$(notdir $(f))),,$(f))) $(wildcard nbs/index.ipynb)
+NOTEBOOKS := $(ALL) $(wildcard index.ipynb)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -47,7 +48,7 @@ export: setup ## write talking_heads/ and README.md from the notebooks
 	@$(BIN)/nbdev_export
 	@$(BIN)/python tools/make_readme.py
 
-notebooks: export ## export, then run the notebooks and store their outputs (NB=nbs/core.ipynb for some)
+notebooks: export ## export, then run the notebooks and store their outputs (NB=nbs/base/core.ipynb for some)
 	@$(BIN)/python tools/run_notebooks.py $(or $(NB),$(NOTEBOOKS))
 	@$(BIN)/python tools/make_readme.py
 
@@ -57,13 +58,13 @@ docs: setup ## build the site from the stored notebooks into _docs/ (ARGS="--scr
 preview: setup ## serve the site and build it again whenever a notebook changes (PORT=8000)
 	@$(BIN)/th_docs --preview --port "$(or $(PORT),8000)"
 
-benchmark: setup ## measure on this machine and store the outputs of nbs/benchmark.ipynb
-	@$(BIN)/python tools/run_notebooks.py nbs/benchmark.ipynb
+benchmark: setup ## measure on this machine and store the outputs of nbs/guides/benchmark.ipynb
+	@$(BIN)/python tools/run_notebooks.py nbs/guides/benchmark.ipynb
 
-toy: setup ## train the toy model of nbs/toy.ipynb anew, into the package
+toy: setup ## train the toy model of nbs/toys/toy.ipynb anew, into the package
 	@$(BIN)/python -c 'from talking_heads.toys.toy import make_toy; print(make_toy("talking_heads/models/toy"))'
 
-toy-position: setup ## train the model of nbs/toy_position.ipynb anew, into the package
+toy-position: setup ## train the model of nbs/toys/toy_position.ipynb anew, into the package
 	@$(BIN)/python -c 'from talking_heads.toys.toy_position import make_toy_position; print(make_toy_position("talking_heads/models/toy-position"))'
 
 hooks: ## let git run the fast check before each commit

@@ -280,7 +280,7 @@ def paper_notebook(name:str="paper", # or paper_weights, for weights alone
                   )->Path: # raises `OutputError` if it is not there
     "The notebook that `th_paper` runs: of this checkout, else the copy that was built into the package"
     here = Path(__file__).resolve().parent
-    checkout,packed = here.parent/"nbs"/f"{name}.ipynb",here/"notebooks"/f"{name}.ipynb"
+    checkout,packed = here.parent/"nbs"/"paper"/f"{name}.ipynb",here/"notebooks"/f"{name}.ipynb"
     if checkout.is_file() and (here.parent/"settings.ini").is_file(): return checkout
     if packed.is_file(): return packed
     raise OutputError(f"{packed} is missing: this package was not built by its own setup.py. "

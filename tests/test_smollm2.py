@@ -35,7 +35,7 @@ def test_heads(called):
 
 def test_no_head_is_named_in_the_code():
     "Only `detection` lists heads: the edges that methods are judged against, never what a method reads"
-    for f in (Path(__file__).parents[1]/"talking_heads").glob("*.py"):
+    for f in (Path(__file__).parents[1]/"talking_heads").rglob("*.py"):
         if f.name == "detection.py": continue
         code = re.sub(r"#.*", "", f.read_text())
         assert not re.search(r"\b(23\.[01237]|20\.0|19\.2|24\.4)\b", code), f

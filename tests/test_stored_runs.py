@@ -9,7 +9,7 @@ from talking_heads.paper.runs import *
 from talking_heads.paper.verdicts import judge_claims
 
 root = Path(__file__).resolve().parent.parent
-stored = sorted((root/"nbs"/"runs").glob("*.json"))
+stored = sorted((root/"nbs"/"paper"/"runs").glob("*.json"))
 
 def test_there_are_runs(): assert {p.stem for p in stored} >= {"gpt2_weights", "smollm2", "toy"}
 
@@ -20,7 +20,7 @@ def test_stored_run(path):
     assert [v["verdict"] for v in r["verdicts"]] == [v.verdict for v in judge_claims(r)], "verdicts do not follow from the stored numbers"
     nb = json.loads(path.with_suffix(".ipynb").read_text(encoding="utf-8"))
     assert not [o for c in nb["cells"] for o in c.get("outputs", []) if o["output_type"] == "error" or o.get("name") == "stderr"]
-    if s["code"] != code_behind(root/"nbs"/s["notebook"]):
+    if s["code"] != code_behind(root/"nbs"/"paper"/s["notebook"]):
         warnings.warn(f"The stored run {path.stem} is stale: it was made by other code. Run it again with th_paper and tools/store_run.py.")
         pytest.xfail("stale: made by other code")
 

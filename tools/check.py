@@ -29,6 +29,12 @@ def project(root):
         os.chdir(old)
         get_config.cache_clear()
 
+def own_notebooks(nbs):
+    "The notebooks below `nbs`, stored runs left out; a link to a notebook that isn't written yet is passed over"
+    found = sorted(nbs.rglob("[!.]*.ipynb")) # a dot in front: what tools/run_notebooks.py leaves of a notebook that failed
+    inside = lambda p: set(p.relative_to(nbs).parts) & {"runs", ".ipynb_checkpoints"}
+    return [p for p in found if p.exists() and not inside(p)]
+
 def modules(root, lib):
     "Relative path to bytes of every Python file of the package `lib` in `root`"
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted((root/lib).rglob("*.py"))}
@@ -38,8 +44,9 @@ def export_all(root, lib, nbs, dest):
     (dest/nbs).mkdir(parents=True)
     (dest/lib).mkdir(parents=True)
     shutil.copy(root/"settings.ini", dest)
-    for p in (root/nbs).glob("*.ipynb"):
-        if p.exists(): shutil.copy(p, dest/nbs) # a link to a notebook that isn't written yet is passed over
+    for p in own_notebooks(root/nbs):
+        (dest/nbs/p.relative_to(root/nbs)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(p, dest/nbs/p.relative_to(root/nbs))
     if (root/lib/"__init__.py").exists(): shutil.copy(root/lib/"__init__.py", dest/lib) # nbdev only sets the version in it
     with project(dest): nbdev_export()
 
@@ -101,10 +108,9 @@ def check_notebook(path, name, cfg, rules=(noise, style)):
 def check_notebooks(root):
     "Problems with the notebooks; executed reruns in `runs` are reports, so only noise counts there"
     with project(root) as cfg: nbs = Path(cfg.nbs_path).resolve().relative_to(root)
-    # [!.]: what tools/run_notebooks.py leaves of a notebook that failed is hidden
-    own = [p for p in sorted((root/nbs).glob("[!.]*.ipynb")) if not p.is_symlink()] + [root/"index.ipynb"]
+    own = [p for p in own_notebooks(root/nbs) if not p.is_symlink()] + [root/"index.ipynb"]
     for p in filter(Path.exists, own): yield from check_notebook(p, p.relative_to(root), cfg)
-    for p in sorted((root/nbs/"runs").rglob("*.ipynb")): yield from check_notebook(p, p.relative_to(root), cfg, (noise,))
+    for p in sorted((root/nbs).rglob("runs/*.ipynb")): yield from check_notebook(p, p.relative_to(root), cfg, (noise,))
 
 def check_readme(root):
     "README.md and the site's link to its notebook, where there is a notebook to make it from"

@@ -1,4 +1,4 @@
-"Run notebooks top to bottom and store their outputs, cleaned: `python tools/run_notebooks.py nbs/core.ipynb ...`"
+"Run notebooks top to bottom and store their outputs, cleaned: `python tools/run_notebooks.py nbs/base/core.ipynb ...`"
 import os
 import sys
 from pathlib import Path
@@ -47,7 +47,8 @@ def run(path: Path) -> bool:
 if __name__ == "__main__":
     paths = [Path(p) for p in sys.argv[1:]]
     bad = []
-    for p in paths or sorted(p for p in Path("nbs").glob("[!.]*.ipynb") if not p.is_symlink()):
+    own = [p for p in Path("nbs").rglob("[!.]*.ipynb") if not p.is_symlink() and "runs" not in p.parts]
+    for p in paths or sorted(own):
         print(p, flush=True)
         if not run(p): bad.append(p)
     if bad: sys.exit(f"Not stored: {', '.join(map(str, bad))}")

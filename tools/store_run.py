@@ -1,4 +1,4 @@
-"Put a finished run on the site: `python tools/store_run.py runs/paper smollm2 'The paper on SmolLM2'` writes nbs/runs/smollm2.ipynb and .json"
+"Put a finished run on the site: `python tools/store_run.py runs/paper smollm2 'The paper on SmolLM2'` writes nbs/paper/runs/smollm2.ipynb and .json"
 import json
 import re
 import sys
@@ -16,7 +16,7 @@ root = Path(__file__).resolve().parent.parent
 def source_of(run: Path) -> Path:
     "The notebook that a run executed"
     weights_only = "ioi" not in read_results(run)
-    return root/"nbs"/("paper_weights.ipynb" if weights_only else "paper.ipynb")
+    return root/"nbs"/"paper"/("paper_weights.ipynb" if weights_only else "paper.ipynb")
 
 def scrubbed(text: str, run: Path, model: str) -> str:
     "Text without the paths of this machine"
@@ -38,7 +38,7 @@ def store(run: Path, name: str, title: str) -> None:
     first = nb.cells[0].source.split("\n")
     first[0] = f"# {title}"
     nb.cells[0].source = "\n".join(first)+"\n\n::: {.callout-note}\nA stored run, made with "+", ".join(f"`{k} = {v}`" for k, v in given.items())+".\n:::"
-    out = root/"nbs"/"runs"/f"{name}.ipynb"
+    out = root/"nbs"/"paper"/"runs"/f"{name}.ipynb"
     results |= dict(model=scrubbed(str(results["model"]), run, model))
     stored = dict(notebook=source.name, code=code_behind(source), parameters=given, results=results)
     text = scrubbed(json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False), run, model)+"\n"

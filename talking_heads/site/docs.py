@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['vega_file', 'views', 'DocsError', 'page_name', 'directives', 'Symbol', 'symbols', 'symbol_index', 'linked', 'card',
            'site_notebook', 'sidebar', 'citation_page', 'dark_theme', 'project_root', 'prepare', 'mathml', 'stackable',
-           'finish', 'link_faults', 'check_site_folder', 'build_docs', 'serve_preview', 'chromium', 'browser',
-           'settled', 'take_screenshots', 'served', 'page_costs', 'th_docs']
+           'finish', 'put_signs', 'link_faults', 'check_site_folder', 'build_docs', 'serve_preview', 'chromium',
+           'browser', 'settled', 'take_screenshots', 'served', 'page_costs', 'th_docs']
 
 # %% ../../nbs/site/docs.ipynb #c003
 import ast, functools, html, http.server, io, json, re, shutil, subprocess, tempfile, threading, time, tokenize
@@ -26,10 +26,12 @@ class DocsError(TalkingHeadsError):
     "A site that cannot be built: no checkout, a tool that is missing, a page with broken links"
 
 # %% ../../nbs/site/docs.ipynb #c007
-def page_name(path:Path, # a notebook
+def page_name(path:Path, # a notebook, in any folder
              )->str: # name of its page, without ending
-    "Name of a notebook's page: its own, lower case, without leading digits"
-    return re.sub(r"^\d+[a-z0-9]*_","",Path(path).stem.lower())
+    "Name of a notebook's page: its own, lower case, without leading digits; stored runs stay in `runs/`"
+    path = Path(path)
+    name = re.sub(r"^\d+[a-z0-9]*_","",path.stem.lower())
+    return f"runs/{name}" if path.parent.name=="runs" else name
 
 # %% ../../nbs/site/docs.ipynb #c010
 _directive = re.compile(r"^#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
@@ -157,9 +159,11 @@ def symbol_index(modidx:dict, # the dict `d` of `_modidx.py`
     "Where each public symbol is documented, under its short name, `room.name` and its full name"
     index,twice,taken = {},set(),{}
     for module,syms in modidx["syms"].items():
+        page = page_name(Path(next(iter(syms.values()))[0].partition("#")[0])) if syms else ""
         for full,(address,_) in sorted(syms.items(),reverse=True): # functions before classes
             name = full[len(module)+1:]
             if any(p.startswith("_") for p in name.split(".")): continue
+            address = f"{page}.html#{address.rpartition('#')[2]}"
             if taken.setdefault(address,full)!=full: address += "-class"
             if index.get(name,address)!=address: twice.add(name)
             room = module.rpartition(".")[2]
@@ -279,9 +283,10 @@ def _title(text):
     m = re.match(r"#[ \t]+(.+?)[ \t]*(?:\n+|\Z)(?:>[ \t]*(.+?)[ \t]*(?:\n+|\Z))?",text)
     return (m[1],m[2] or "",text[m.end():]) if m else ("","",text)
 
-def _pages_linked(text):
-    "Links to notebooks as links to the notebooks of the site, which carry no numbers"
-    return re.sub(r"\]\((?:nbs/)?([\w./-]*?)(\w+)\.ipynb(#[^)]*)?\)",lambda m: f"]({m[1]}{page_name(Path(m[2]))}.ipynb{m[3] or ''})",text)
+def _pages_linked(text, up=""):
+    "Links to notebooks in any folder as links to the pages of the site, which lie side by side"
+    link = lambda m: f"]({up}{page_name(Path(m[1]))}.ipynb{m[2] or ''})"
+    return re.sub(r"\]\(([\w./-]+\.ipynb)(#[^)]*)?\)",link,text)
 
 # %% ../../nbs/site/docs.ipynb #c047
 def _slug(heading): return re.sub(r"[^\w.-]","",re.sub(r"\s+","-",heading.strip().lower()))
@@ -294,9 +299,9 @@ def _headings_apart(text, anchors):
     return re.sub(r"^(#+)[ \t]+(.*?)[ \t]*$",one,text,flags=re.M)
 
 def _room(nb):
-    "The room a notebook exports to, or nothing"
+    "The module a notebook exports to, without its wing, or nothing"
     names = [directives("".join(c["source"]))[0].get("default_exp") for c in nb["cells"] if c["cell_type"]=="code"]
-    return next(filter(None,names),"")
+    return next(filter(None,names),"").rpartition(".")[2]
 
 def _anchors(nb):
     "Ids of the symbols that a notebook documents"
@@ -318,7 +323,7 @@ def site_notebook(nb:dict, # a notebook
     cells = [dict(cell_type="raw", metadata={}, source=front)] + ([_text_cell(linked(rest,index))] if rest.strip() else [])
     for c in nb["cells"][1 if title else 0:]:
         if c["cell_type"]=="code": cells += _code_cell(c,index,where,up,room)
-        elif c["cell_type"]=="markdown": cells.append(_text_cell(linked(_headings_apart(_pages_linked("".join(c["source"])),anchors),index)))
+        elif c["cell_type"]=="markdown": cells.append(_text_cell(linked(_headings_apart(_pages_linked("".join(c["source"]),up),anchors),index)))
     if source: cells.append(_text_cell(f'This page is a notebook: [{source.rpartition("/")[2]}]({source}){{.th-notebook}}'))
     return dict(cells=cells, metadata=dict(kernelspec=dict(name="python3",language="python",display_name="python3")), nbformat=4, nbformat_minor=4)
 
@@ -391,8 +396,9 @@ def _settings(root):
 def _source_addresses(root, repo):
     "Address of the source of every public symbol"
     out = {}
-    for p in sorted((root/"talking_heads").glob("[!_]*.py")):
-        for s in symbols(p.read_text(encoding="utf-8")): out[p.stem,s.name] = f"{repo}/talking_heads/{p.name}#L{s.line}"
+    for p in sorted((root/"talking_heads").rglob("[!_]*.py")):
+        address = f"{repo}/{p.relative_to(root).as_posix()}"
+        for s in symbols(p.read_text(encoding="utf-8")): out[p.stem,s.name] = f"{address}#L{s.line}"
     return out
 
 def _modidx(root):
@@ -402,9 +408,13 @@ def _modidx(root):
 
 # %% ../../nbs/site/docs.ipynb #c061
 def _notebooks(nbs):
-    "Notebooks of the site: those in `nbs` without `_` in front, and the stored runs"
-    own = [p for p in sorted(nbs.glob("*.ipynb")) if not p.name.startswith(("_",".")) and p.exists()]
-    return own + [p for p in sorted((nbs/"runs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+    "Notebooks of the site: all below `nbs` but those whose name or folder begins with `_` or a dot"
+    found = [p for p in sorted(nbs.rglob("*.ipynb")) if not any(o.startswith(("_",".")) for o in p.relative_to(nbs).parts)]
+    pages = {}
+    for p in filter(Path.exists,found): # a link to a notebook that isn't written yet is passed over
+        other = pages.setdefault(page_name(p),p)
+        if other!=p: raise DocsError(f"{other.relative_to(nbs)} and {p.relative_to(nbs)} would be one page, {page_name(p)}.html. Rename one.")
+    return list(pages.values())
 
 def _made(path, *args):
     "The notebook at `path` for the site, or `DocsError` that says which one cannot be read"
@@ -417,8 +427,8 @@ def _written_notebooks(root, proc, repo):
     index,where,pages = symbol_index(_modidx(root)),_source_addresses(root,repo),[]
     for p in _notebooks(root/"nbs"):
         rel = p.relative_to(root/"nbs")
-        dest = rel.with_name(page_name(p)+".ipynb")
-        up = "../"*(len(rel.parts)-1)
+        dest = Path(page_name(p)+".ipynb")
+        up = "../"*(len(dest.parts)-1)
         made = _made(p,{k:up+v for k,v in index.items()},where,f"{repo}/nbs/{rel.as_posix()}",up)
         (proc/dest).parent.mkdir(parents=True,exist_ok=True)
         (proc/dest).write_text(json.dumps(made,ensure_ascii=False),encoding="utf-8")
@@ -504,6 +514,24 @@ def finish(site:Path, # what smalldocs wrote
     found = (site/"search.json").read_text(encoding="utf-8")
     (site/"search.js").write_text(f"window.searchIndex = {found}",encoding="utf-8")
     (site/".nojekyll").touch() # GitHub Pages drops some files without it
+
+# %% ../../nbs/site/docs.ipynb #m068
+def _sign(new):
+    "A page that sends the reader to `new`"
+    to = html.escape(new)
+    go = f"location.replace({json.dumps(new)}+location.hash)"
+    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Moved</title><link rel="canonical" href="{to}">'
+            f'<script>{go}</script><noscript><meta http-equiv="refresh" content="0; url={to}"></noscript></head>'
+            f'<body><main><h1>This page has moved</h1><p><a href="{to}">{to}</a></p></main></body></html>')
+
+def put_signs(site:Path, # a built site
+              moved:dict, # old name of a page to its new one, such as `{"old.html": "new.html"}`
+             )->None: # `DocsError` if an old name is in use again, or a new one is not there
+    "Leave a page that leads on at every old address"
+    for old,new in moved.items():
+        if (site/old).exists(): raise DocsError(f"{old} is a page again, so it cannot also lead to {new}.")
+        if not (site/new).is_file(): raise DocsError(f"{old} should lead to {new}, which is not there.")
+        (site/old).write_text(_sign(new),encoding="utf-8")
 
 # %% ../../nbs/site/docs.ipynb #c069
 class _Page(HTMLParser):
@@ -612,6 +640,7 @@ def build_docs(root:Path=".", # a folder of the checkout
         prepare(root,proc,quarto)
         if quarto: return _put(_quarto(proc),out) or out
         made,warnings = _smalldocs(proc,reload)
+        if (moved:=root/"nbs"/"moved.json").is_file(): put_signs(made,json.loads(moved.read_text(encoding="utf-8")))
         faults = link_faults(made)
         _put(made,out)
     if faults: raise DocsError("The site is built, but:\n"+"\n".join(faults[:40]))
