@@ -1,0 +1,120 @@
+"The house rules that code and chapters keep, as functions of parsed notebooks; `tools/check.py` runs them"
+import ast
+import re
+from itertools import groupby
+from pathlib import Path
+
+from nbdev.process import extract_directives
+
+WIDTH = 120 # characters in a line of code, exported or not
+CELL = 30 # lines in a cell
+UNSEEN = 60 # exported lines between two cells that show them at work
+# Imports run from left to right and never back. A name with a dot stands for one module, the others for a whole wing.
+ORDER = ("base", "data", "hooks", "svd", "composition", "interventions", "evaluation", "charts", "weights", "tasks",
+         "circuits", "toys", "edits", "paper", "site", "commands")
+BARE = {"yes", "no", "best", "train", "movers"} # names that say nothing where a star import puts them
+EXPORTS = {"export", "exports", "exporti"}
+
+def directives(cell):
+    "Names of the `#|` lines of a code cell"
+    return set(extract_directives(cell, remove=False)) if cell.cell_type == "code" else set()
+
+def exported(cell): return bool(directives(cell) & EXPORTS)
+
+def lines(cell):
+    "Lines of code, without directives, blank lines and comments that stand alone"
+    return [o for o in cell.source.splitlines() if o.strip() and not o.lstrip().startswith("#")]
+
+def parsed(cell):
+    "The syntax tree of a code cell, or nothing where it is no plain Python"
+    try: return ast.parse(cell.source)
+    except SyntaxError: return None
+
+# Cell by cell
+
+def width(cell):
+    "Lines that are too wide"
+    if cell.cell_type != "code": return
+    for o in cell.source.splitlines():
+        if len(o) > WIDTH: yield f"a line of {len(o)} characters; {WIDTH} at most: {o.strip()[:40]} ..."
+
+def height(cell):
+    "Cells that are too tall"
+    n = len(cell.source.splitlines())
+    if n > CELL: yield f"{n} lines; more than {CELL} are too many for one cell"
+
+def statements(cell):
+    "Lines with more than one statement, conditions inside conditions, hooks that assign inside a lambda"
+    tree = parsed(cell) if cell.cell_type == "code" else None
+    if tree is None: return
+    bodies = [getattr(n, k) for n in ast.walk(tree) for k in ("body", "orelse", "finalbody") if isinstance(getattr(n, k, None), list)]
+    for a, b in ((a, b) for body in bodies for a, b in zip(body, body[1:])):
+        if b.lineno == a.end_lineno: yield f"two statements in one line: {cell.source.splitlines()[b.lineno-1].strip()[:60]}"
+    for n in ast.walk(tree):
+        if isinstance(n, ast.IfExp) and any(isinstance(o, ast.IfExp) for o in (n.body, n.orelse, n.test)):
+            yield f"a condition inside a condition: {ast.unparse(n)[:60]}"
+        if isinstance(n, ast.Attribute) and n.attr == "__setitem__": yield "calls __setitem__; write a small `def` that assigns"
+
+def private_imports(cell):
+    "Private names taken from another module of the package"
+    tree = parsed(cell) if cell.cell_type == "code" else None
+    for n in ast.walk(tree) if tree else ():
+        if not isinstance(n, ast.ImportFrom) or not (n.module or "").startswith("talking_heads"): continue
+        for a in n.names:
+            if a.name.startswith("_"): yield f"imports the private name {a.name} of {n.module}"
+
+# Notebook by notebook
+
+def unseen(cells):
+    "Runs of exported lines that no cell shows at work"
+    code = [c for c in cells if c.cell_type == "code" and "default_exp" not in directives(c)]
+    for is_exported, run in groupby(code, exported):
+        run = list(run)
+        n = sum(len(lines(c)) for c in run if not only_imports(c))
+        if is_exported and n > UNSEEN: yield f"{n} exported lines from cell {run[0].id} on without an example; {UNSEEN} at most"
+
+def only_imports(cell):
+    "Does a cell do nothing but import?"
+    tree = parsed(cell)
+    return tree is not None and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree.body)
+
+# The package
+
+def rank(module):
+    "Place of a module within the package in the order of imports; None for a module that stands outside it"
+    part = module.partition(".")[0]
+    return ORDER.index(part) if part in ORDER else None
+
+def imports(path, package):
+    "Modules of the package that a module imports, with the line"
+    module = path.relative_to(package).with_suffix("").as_posix().replace("/", ".")
+    for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(n, ast.ImportFrom): continue
+        full = (n.module or "").split(".") if n.module else []
+        if n.level: full = [package.name, *module.split(".")][:-n.level]+full
+        if full[:1] == [package.name] and len(full) > 1: yield ".".join(full[1:]), n.lineno
+        elif full == [package.name]: yield from ((a.name, n.lineno) for a in n.names)
+
+def upward(package):
+    "Imports that run back, wing by wing"
+    for p in sorted(package.rglob("[!_]*.py")):
+        module = p.relative_to(package).with_suffix("").as_posix().replace("/", ".")
+        if rank(module) is None:
+            yield f"{p.relative_to(package.parent)}: the module {module} has no place in the order of imports"
+            continue
+        for other, line in imports(p, package):
+            if rank(other) is not None and rank(other) > rank(module):
+                yield f"{p.relative_to(package.parent)}:{line}: {module} imports {other}, which comes later"
+
+def names(package):
+    "Public names that two modules share, and names that say nothing"
+    seen = {}
+    for p in sorted(package.rglob("[!_]*.py")):
+        tree = ast.parse(p.read_text(encoding="utf-8"))
+        found = [ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+        for name in found[0] if found else []:
+            if name in BARE: yield f"{p.relative_to(package.parent)}: `{name}` says nothing where it is imported with a star"
+            if name in seen: yield f"{p.relative_to(package.parent)}: `{name}` is public in {seen[name]} too"
+            seen[name] = p.relative_to(package.parent).as_posix()
+
+CELL_RULES = (width, height, statements, private_imports)
