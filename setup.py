@@ -22,7 +22,7 @@ class BuildWithNotebooks(build_py):
         to = Path(self.build_lib)/lib/"notebooks"
         to.mkdir(parents=True, exist_ok=True)
         for name in ("paper", "paper_weights"):
-            nb = json.loads((root/"nbs"/f"{name}.ipynb").read_text(encoding="utf-8"))
+            nb = json.loads((root/"nbs"/"paper"/f"{name}.ipynb").read_text(encoding="utf-8"))
             for c in nb["cells"]:
                 if c["cell_type"] == "code": c.update(outputs=[], execution_count=None)
             (to/f"{name}.ipynb").write_text(json.dumps(nb, indent=1, ensure_ascii=False)+"\n", encoding="utf-8")

@@ -624,7 +624,7 @@ def installed(tmp_path_factory):
     if not files:
         pytest.skip("not a git checkout")
     for f in files:
-        if f.startswith(("talking_heads/", "nbs/paper")) or f in (
+        if f.startswith(("talking_heads/", "nbs/paper/")) or f in (
             "setup.py",
             "settings.ini",
             "README.md",
@@ -665,7 +665,7 @@ def test_the_wheel_holds_what_the_commands_need(installed):
     ):
         assert f"talking_heads/{f}" in names
     nb = json.loads(zipfile.ZipFile(next(installed.glob("*.whl"))).read("talking_heads/notebooks/paper.ipynb"))
-    mine = json.loads((root / "nbs" / "paper.ipynb").read_text())
+    mine = json.loads((root / "nbs" / "paper" / "paper.ipynb").read_text())
     assert [c["source"] for c in nb["cells"]] == [c["source"] for c in mine["cells"]] and not any(
         c.get("outputs") for c in nb["cells"]
     )
