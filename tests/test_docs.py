@@ -350,7 +350,7 @@ PANELS = {"layer":lambda p: p, "facet":lambda p: p.facet("k:N",columns=3), "row 
 def test_panels_find_their_place(chrome, site, tmp_path):
     "Whatever way panels are put together, a narrow page shows all of it, and a wide one keeps them beside each other"
     import altair as alt, pandas as pd
-    from talking_heads.charts import chart_html
+    from talking_heads.base.vega import chart_html
     df = pd.DataFrame([dict(x=i,y=i%3,k=f"panel {k}",long="a very long label of a row "*2+str(i)) for k in range(3) for i in range(5)])
     base = alt.Chart(df,width=300,height=60).mark_point().encode(x="x:Q",y="y:Q",tooltip="x:Q")
     for name,make in PANELS.items():

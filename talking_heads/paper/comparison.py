@@ -19,8 +19,8 @@ import pandas as pd
 from fastcore.basics import patch
 from ..base.core import *
 from ..base.checkpoints import plain_name
-from ..charts import accuracy_by_n, chart_html, hues, save_chart
-from ..charts import _finish, _inline, _tooltip
+from ..base.vega import chart_html
+from ..charts import accuracy_by_n, finish_chart, hues, inline_data, save_chart, tooltip
 from .report import page
 from .runs import read_results
 
@@ -377,12 +377,12 @@ def _run_panel(d:pd.DataFrame, runs:list[str], title:str)->alt.LayerChart:
     order,(color,shape),x = list(dict.fromkeys(d.measure)),_looks(runs),_axis(d,title)
     y = alt.Y("measure:N",sort=order,axis=None,scale=alt.Scale(paddingInner=.15,paddingOuter=.05))
     lines = alt.Scale(domain=["words",*runs],paddingOuter=0)
-    base = alt.Chart().encode(y=y,yOffset=alt.YOffset("run:N",scale=lines),color=color,tooltip=_tooltip(d,"run measure value low high n"))
+    base = alt.Chart().encode(y=y,yOffset=alt.YOffset("run:N",scale=lines),color=color,tooltip=tooltip(d,"run measure value low high n"))
     text = alt.Chart().transform_aggregate(k="count()",groupby=["measure"])
     text = text.mark_text(align="left",baseline="middle",fontSize=12,limit=alt.ExprRef("width"))
     words = text.encode(y=y,yOffset=alt.YOffset(datum="words",scale=lines),x=alt.value(0),text="measure:N")
     bars,dots = base.mark_rule().encode(x=x("low"),x2="high:Q"),base.mark_point().encode(x=x("value"),shape=shape)
-    return alt.layer(bars,dots,words,data=_inline(d),width=620,height=15*(1+len(runs))*len(order))
+    return alt.layer(bars,dots,words,data=inline_data(d),width=620,height=15*(1+len(runs))*len(order))
 
 # %% ../../nbs/paper/comparison.ipynb #c043
 def intervals_by_run(df:pd.DataFrame, # rows of one section from `runs_frame`
@@ -402,7 +402,7 @@ def intervals_by_run(df:pd.DataFrame, # rows of one section from `runs_frame`
     parts = (d[share],"value, on a scale from 0 to 1"),(d[~share],"value, in the measure's own unit")
     panels = [_run_panel(part.reset_index(drop=True),runs,axis) for part,axis in parts if len(part)]
     chart = alt.vconcat(*panels).resolve_scale(x="independent")
-    return _finish(chart,title,subtitle,_runs_said(d))
+    return finish_chart(chart,title,subtitle,_runs_said(d))
 
 # %% ../../nbs/paper/comparison.ipynb #c043b
 def _runs_said(d:pd.DataFrame)->str:

@@ -15,7 +15,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter
 
-from ..charts import chart_html
+from ..base.vega import chart_html
 from ..base.core import OutputError, atomic_path
 
 # %% ../../nbs/paper/report.ipynb #c007

@@ -27,7 +27,7 @@ def code_hash()->str: # 64 hexadecimal digits
     return h.hexdigest()
 
 # %% ../../nbs/paper/runs.ipynb #c008
-_no_numbers = ("charts","paper.report","paper.runs") # modules that show or keep numbers and make none
+_no_numbers = ("base.vega","charts","paper.report","paper.runs") # modules that show or keep numbers and make none
 
 def imported(source:str, # Python source
              module:str="", # its name within the package, such as `weights.scan`; relative imports start there

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from fastcore.script import Param, store_true
 from ..base.core import *
-from ..charts import chart_html
+from ..base.vega import chart_html
 from ..commands import command
 
 # %% ../../nbs/site/docs.ipynb #c005

@@ -7,7 +7,7 @@ __all__ = ['position_circuit', 'trainings', 'position_words', 'new_toy_position'
            'make_toy_position', 'first_coordinates', 'donors', 'answers_after', 'changed', 'try_trainings']
 
 # %% ../../nbs/toys/toy_position.ipynb #c003
-import json, math, re, tempfile
+import json, tempfile
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -18,24 +18,23 @@ from .. import data
 from ..data import *
 from ..hooks import *
 from ..evaluation import *
-from .toy import word_tokenizer, _one_thread
+from .toy import limit_rank, one_thread, padded, save_toy, small_gpt2
+from .toy import task_words, toy_optimizer, training_rate, word_tokenizer
 
 # %% ../../nbs/toys/toy_position.ipynb #c007
-position_circuit = dict(previous=((0,0),),duplicate=((1,0),(1,1)),inhibition=((2,0),(2,1)),mover=((3,0),(3,1),(3,2),(3,3)))
+position_circuit = dict(previous=((0,0),),duplicate=((1,0),(1,1)),inhibition=((2,0),(2,1)),
+                        mover=((3,0),(3,1),(3,2),(3,3))) # (layer, head)
 
 def position_words()->list[str]: # every word `toy-position` knows
     "The IOI templates, all names, and the first twelve places and objects"
-    text = " ".join([*data.ioi_templates,"a an"])
-    first = [w for words,k in ((data.ioi_names,None),(data.ioi_places,12),(data.ioi_objects,12)) for w in words.split()[:k]]
-    return list(dict.fromkeys(re.findall(r"\w+|[^\w\s]",re.sub(r"\{.*?\}"," ",text))+first))
+    lists = [(data.ioi_names,None),(data.ioi_places,12),(data.ioi_objects,12)]
+    return task_words([*data.ioi_templates,"a an"],lists)
 
 # %% ../../nbs/toys/toy_position.ipynb #c009
-def new_toy_position(seed:int=0): # a `GPT2LMHeadModel`
+def new_toy_position(seed:int=0, # of the weights
+                    ): # a `GPT2LMHeadModel`
     "An untrained toy of four layers"
-    from transformers import GPT2Config, GPT2LMHeadModel
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(position_words())+3,n_embd=64,n_layer=4,n_head=8,n_positions=48,n_inner=64,bos_token_id=1,eos_token_id=2,
-        attn_pdrop=0.,embd_pdrop=0.,resid_pdrop=0.,attn_implementation="eager"))
+    return small_gpt2(len(position_words())+3,layers=4,positions=48,seed=seed) # three special tokens
 
 # %% ../../nbs/toys/toy_position.ipynb #c009b
 @torch.no_grad()
@@ -48,21 +47,17 @@ def draw_names(model, # a `GPT2LMHeadModel` or a bridge around one
     weight = getattr(model,"original_model",model).transformer.wte.weight
     weight[ids] = mean+.125*torch.randn(len(ids),weight.shape[1],generator=g)
 
-@torch.no_grad()
 def _limit(model, heads:int):
     "One component for each inhibition head; no MLP after layer 2's attention"
-    block = model.transformer.h[2]
-    for h in range(heads): block.attn.c_proj.weight[8*h+1:8*h+8] = 0
-    block.mlp.c_proj.weight.zero_(); block.mlp.c_proj.bias.zero_()
+    limit_rank(model.transformer.h[2],dict.fromkeys(range(heads),1))
 
 # %% ../../nbs/toys/toy_position.ipynb #c011
 def _pool(tok, size:int, seed:int)->dict: # tensors over prompts
-    "Prompts to train on: tokens, and where things stand; `place` is 0 where the answer is the first name, 1 where it is the second"
+    "Tokens to train on, and where things stand; `place` is 0 where the answer is the first name, else 1"
     prompts = list(ioi(tok,n=size,seed=seed,bos=True))
-    width,role = max(len(p.tokens) for p in prompts),lambda k: torch.tensor([p.roles[k] for p in prompts])
-    io,s1 = role("IO"),role("S1")
-    return dict(tokens=torch.tensor([p.tokens+(2,)*(width-len(p.tokens)) for p in prompts]),end=role("END"),s1=s1,s2=role("S2"),
-                names=torch.stack([torch.minimum(io,s1),torch.maximum(io,s1)],1),place=(io>s1).long())
+    end,io,s1,s2 = (torch.tensor([p.roles[role] for p in prompts]) for role in ("END","IO","S1","S2"))
+    names = torch.stack([torch.minimum(io,s1),torch.maximum(io,s1)],1)
+    return dict(tokens=padded(prompts),end=end,s1=s1,s2=s2,names=names,place=(io>s1).long())
 
 # %% ../../nbs/toys/toy_position.ipynb #c012
 @contextmanager
@@ -82,30 +77,51 @@ def _target(t:dict, goal:Tensor, heads:int)->Tensor: # (batch layer head pos) wh
     "Attention wanted at END: the first token, but for the heads of the circuit"
     T,b = torch.zeros(len(goal),4,8,t["tokens"].shape[1]),torch.arange(len(goal))
     T[...,0] = 1
-    for pairs,at in ((position_circuit["inhibition"][:heads],t["s2"]),(position_circuit["mover"],goal)):
-        for l,h in pairs: T[b,l,h,0] = 0; T[b,l,h,at] = 1
+    inhibition,movers = position_circuit["inhibition"][:heads],position_circuit["mover"]
+    for pairs,at in ((inhibition,t["s2"]),(movers,goal)):
+        for l,h in pairs:
+            T[b,l,h,0] = 0
+            T[b,l,h,at] = 1
     return T
 
-def _losses(model, t:dict, donor:Tensor, heads:int)->tuple[Tensor,Tensor,Tensor]: # answer, attention at END, attention at names
+def _name_looks(log:Tensor, t:dict)->Tensor: # of `log`, (batch layer head query key), the mean at the names
+    "Log attention of layer 0's head from name to name, and of the duplicate-token heads to the first mention"
+    b,(first,second) = torch.arange(len(log)),t["names"].T
+    duplicate = position_circuit["duplicate"]
+    looks = sum(log[b,l,h,t["s2"],t["s1"]].mean() for l,h in duplicate)/len(duplicate)
+    return looks+log[b,0,0,second,first].mean()+log[b,0,0,first,0].mean()
+
+# %% ../../nbs/toys/toy_position.ipynb #c013b
+def _losses(model, t:dict, donor:Tensor, heads:int)->tuple: # answer, attention at END, attention at names
     "The three losses of a batch whose messages come from `donor`"
-    b,end,(first,second) = torch.arange(len(donor)),t["end"],t["names"].T
+    b,end = torch.arange(len(donor)),t["end"]
     goal = t["names"][b,t["place"][donor]]
     with _interchanged(model,donor,end,heads): out = model(t["tokens"],output_attentions=True)
     log = (torch.stack(out.attentions,1)+1e-6).log() # (batch layer head query key)
-    names = sum(log[b,l,h,t["s2"],t["s1"]].mean() for l,h in position_circuit["duplicate"])/2
-    names = names+log[b,0,0,second,first].mean()+log[b,0,0,first,0].mean()
+    names = _name_looks(log,t)
     answer = torch.nn.functional.cross_entropy(out.logits[b,end],t["tokens"][b,goal])
-    return answer,-(_target(t,goal,heads)*log[b,:,:,end]).sum(-1).mean(),-names
+    looks = (_target(t,goal,heads)*log[b,:,:,end]).sum(-1).mean()
+    return answer,-looks,-names
 
 # %% ../../nbs/toys/toy_position.ipynb #c014
-def _step(model, opt, mean, ids, losses)->tuple: # `losses`
+def _step(model, opt, mean, ids, losses, heads:int):
     "One step of the optimiser; names have no gradient of their own, only their mean has"
-    opt.zero_grad(); (losses[0]+losses[1]+.3*losses[2]).backward()
-    weight = model.transformer.wte.weight
-    if mean is not None: mean.grad = weight.grad[ids].sum(0); weight.grad[ids] = 0
+    opt.zero_grad()
+    (losses[0]+losses[1]+.3*losses[2]).backward()
+    gradient = model.transformer.wte.weight.grad
+    if mean is not None:
+        mean.grad = gradient[ids].sum(0)
+        gradient[ids] = 0
     torch.nn.utils.clip_grad_norm_(opt.param_groups[0]["params"],1.)
     opt.step()
-    return losses
+    _limit(model,heads)
+
+def _draw_batch(pool:dict, interchange:float, g)->tuple: # of 128 prompts; (batch) whose message each gets
+    "A batch, and for a share of it another prompt of the batch as donor"
+    ix = torch.randint(len(pool["tokens"]),(128,),generator=g)
+    other = torch.rand(128,generator=g)<interchange
+    donor = torch.where(other,torch.randint(128,(128,),generator=g),torch.arange(128))
+    return {k:v[ix] for k,v in pool.items()},donor
 
 # %% ../../nbs/toys/toy_position.ipynb #c015
 def train_toy_position(steps:int=1200, # of 128 prompts
@@ -118,17 +134,17 @@ def train_toy_position(steps:int=1200, # of 128 prompts
                       ): # the model, its tokenizer, and the losses by step
     "Train `toy-position` from scratch; the last three arguments are for comparisons"
     tok,total = word_tokenizer(position_words()),total or steps
-    g,log,ids = torch.Generator().manual_seed(seed),[],torch.tensor(tok.convert_tokens_to_ids(data.ioi_names.split()))
-    with _one_thread():
+    ids = torch.tensor(tok.convert_tokens_to_ids(data.ioi_names.split()))
+    g,log = torch.Generator().manual_seed(seed),[]
+    with one_thread():
         model,pool = new_toy_position(seed),_pool(tok,size,seed+1)
         mean = torch.nn.Parameter(torch.zeros(64)) if redraw else None
-        opt = torch.optim.AdamW([*model.parameters(),*([mean] if redraw else [])],lr=3e-3,betas=(.9,.98),weight_decay=.01)
+        opt = toy_optimizer([*model.parameters(),*([mean] if redraw else [])])
         for step in progress(range(steps),"training"):
             if redraw: draw_names(model,ids,mean.detach(),g)
-            ix = torch.randint(size,(128,),generator=g)
-            donor = torch.where(torch.rand(128,generator=g)<interchange,torch.randint(128,(128,),generator=g),torch.arange(128))
-            opt.param_groups[0]["lr"] = 3e-3*min(1,step/200)*(.03+.485*(1+math.cos(math.pi*step/total)))
-            losses = _step(model,opt,mean,ids,_losses(model,{k:v[ix] for k,v in pool.items()},donor,heads)); _limit(model,heads)
+            opt.param_groups[0]["lr"] = training_rate(step,total)
+            losses = _losses(model,*_draw_batch(pool,interchange,g),heads)
+            _step(model,opt,mean,ids,losses,heads)
             log.append([float(x.detach()) for x in losses])
         if redraw: draw_names(model,ids,mean.detach(),torch.Generator().manual_seed(seed+100))
     return model.eval(),tok,log
@@ -137,11 +153,9 @@ def train_toy_position(steps:int=1200, # of 128 prompts
 def make_toy_position(out:Path, # folder for the model
                       seed:int=0, # of everything
                      )->Path: # `out`
-    "Train `toy-position`, and write it with the losses of its first ten steps, which a test repeats"
+    "Train `toy-position` and write it, with the losses of its first ten steps, which a test repeats"
     model,tok,log = train_toy_position(seed=seed)
-    model.save_pretrained(out); tok.save_pretrained(out)
-    write_json(dict(seed=seed,first=log[:10],sha256=sha256(Path(out)/"model.safetensors"),versions=versions()),Path(out)/"toy.json")
-    return Path(out)
+    return save_toy(out,model,tok,seed,log)
 
 # %% ../../nbs/toys/toy_position.ipynb #c025
 @torch.no_grad()
@@ -154,17 +168,23 @@ def first_coordinates(model, # from `load_model`
     from talking_heads.svd import attention_weights
     heads = check_heads(heads,*r.z.shape[1:3])
     V = write_directions(attention_weights(model)[one_layer(heads)])[1]
-    return torch.stack([r.z[:,h.layer,h.head]@model.W_O[h.layer,h.head].detach()@V[h.head,0] for h in heads],-1)
+    def coordinate(h):
+        written = r.z[:,h.layer,h.head]@model.W_O[h.layer,h.head].detach() # (batch d_model)
+        return written@V[h.head,0]
+    return torch.stack([coordinate(h) for h in heads],-1)
 
 # %% ../../nbs/toys/toy_position.ipynb #c035
+_moved = dict(both={"S2":"IO"}, # role to the role whose name it gets
+              word={"IO":"S1","S1":"IO","S2":"IO"},
+              place={"IO":"S1","S1":"IO"})
+
 def donors(prompts:Prompts, # IOI prompts
            how:str, # "both", "word" or "place": what is other about the repeated name
           )->Tensor: # (batch pos) tokens
     "The same two names, arranged otherwise"
-    new = {"both":{"S2":"IO"},"word":{"IO":"S1","S1":"IO","S2":"IO"},"place":{"IO":"S1","S1":"IO"}}[how]
-    old = prompts.tokens
-    out,b = old.clone(),torch.arange(len(prompts))
-    for role,source in new.items(): out[b,prompts.pos(role)] = old[b,prompts.pos(source)]
+    old,b = prompts.tokens,torch.arange(len(prompts))
+    out = old.clone()
+    for role,source in _moved[how].items(): out[b,prompts.pos(role)] = old[b,prompts.pos(source)]
     return out
 
 # %% ../../nbs/toys/toy_position.ipynb #c036
@@ -175,7 +195,7 @@ def answers_after(model, # from `load_model`
                   layer:int, # of the heads
                   heads:list, # whose output at END comes from the donor
                  )->Tensor: # (batch) token ids
-    "What the model answers when some heads say at END what they say on a donor"
+    "What the model answers when some heads write at END what they write on a donor"
     name = f"blocks.{layer}.attn.hook_z"
     _,cache = model.run_with_cache(other,names_filter=name)
     def hook(z, hook):
@@ -194,26 +214,32 @@ def changed(model, # from `load_model`
     out = []
     for g in prompts.groups(100):
         p = prompts[g]
-        out.append(answers_after(model,p.tokens,donors(p,how),layer,heads)==p.tokens[torch.arange(len(p)),p.pos("S1")])
+        other_name = p.tokens[torch.arange(len(p)),p.pos("S1")]
+        out.append(answers_after(model,p.tokens,donors(p,how),layer,heads)==other_name)
     return torch.cat(out)
 
 # %% ../../nbs/toys/toy_position.ipynb #c055
+def _loaded(model, tok):
+    "A toy that was just trained, as `load_model` gives it"
+    with tempfile.TemporaryDirectory() as d:
+        model.save_pretrained(d)
+        tok.save_pretrained(d)
+        return load_model(d,device="cpu")
+
 def _judge(model, tok, heads:int)->dict:
     "Accuracy, adjusted shares of variance, and answers changed by donors"
-    with tempfile.TemporaryDirectory() as d:
-        model.save_pretrained(d); tok.save_pretrained(d)
-        m = load_model(d,device="cpu")
-    p,hs = ioi(**task_args(m),n=600,seed=50),list(range(heads))
-    r = readout(m,p)
-    c,f = first_coordinates(m,r,[Head(2,h) for h in hs]),p.frame()
-    mean = lambda g: sum(explained(c[:,h],g) for h in hs)/heads
-    return dict(accuracy=float(prompt_scores(r).top1.mean()),place=mean(f.order),name=mean(f.S),
-                **{f"other {k}":float(changed(m,p,k,2,hs).double().mean()) for k in ("both","word","place")})
+    m,hs = _loaded(model,tok),list(range(heads))
+    p = ioi(**task_args(m),n=600,seed=50)
+    r,f = readout(m,p),p.frame()
+    c = first_coordinates(m,r,[Head(2,h) for h in hs])
+    def share(g): return sum(explained(c[:,h],g) for h in hs)/heads
+    other = {f"other {k}":float(changed(m,p,k,2,hs).double().mean()) for k in ("both","word","place")}
+    return dict(accuracy=float(prompt_scores(r).top1.mean()),place=share(f.order),name=share(f.S),**other)
 
+# %% ../../nbs/toys/toy_position.ipynb #c056
 trainings = {"names drawn anew":dict(interchange=0.),"names drawn anew, interchange":{}}
 _stored = Path(str(files("talking_heads")/"models"/"toy-position"/"trainings.json"))
 
-# %% ../../nbs/toys/toy_position.ipynb #c056
 def try_trainings(out:Path=_stored, # JSON file
                   seed:int=0, # of every training
                   steps:int=800, # of every training

@@ -473,7 +473,7 @@ def _channel_table(found:list, n:int=15)->str:
 def scan_page(out:Path, # folder of a finished scan
              )->Path: # scan.html
     "Write a scan as one HTML file that needs no network"
-    from talking_heads.charts import chart_html
+    from talking_heads.base.vega import chart_html
     from talking_heads.paper.report import page
     info = json.loads((Path(out)/"scan.json").read_text())
     p,tested = info["provenance"],sum(info["tests"].values())
