@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup paper test check notebooks-test test-docs export notebooks docs preview benchmark toy toy-position hooks clean
+.PHONY: help setup paper test check notebooks-test test-docs export notebooks docs preview screenshots benchmark toy toy-position hooks clean
 # One thing at a time, also under `make -j`: torch already uses every core, so two notebooks or two pytest workers
 # side by side would fight over the same cores and hold the model in memory twice. One worker is as fast and repeatable.
 .NOTPARALLEL:
@@ -52,11 +52,14 @@ notebooks: export ## export, then run the notebooks and store their outputs (NB=
 	@$(BIN)/python tools/run_notebooks.py $(or $(NB),$(NOTEBOOKS))
 	@$(BIN)/python tools/make_readme.py
 
-docs: setup ## build the site from the stored notebooks into _docs/ (ARGS="--screenshots shots" takes pictures too)
+docs: setup ## build the site from the stored notebooks into _docs/ (ARGS="--out FOLDER" puts it elsewhere)
 	@$(BIN)/th_docs $(ARGS)
 
 preview: setup ## serve the site and build it again whenever a notebook changes (PORT=8000)
 	@$(BIN)/th_docs --preview --port "$(or $(PORT),8000)"
+
+screenshots: setup ## build the site and take a picture of every page, light, dark and narrow (OUT=screenshots)
+	@$(BIN)/python tools/screenshots.py "$(or $(OUT),screenshots)"
 
 benchmark: setup ## measure on this machine and store the outputs of nbs/guides/benchmark.ipynb
 	@$(BIN)/python tools/run_notebooks.py nbs/guides/benchmark.ipynb

@@ -1,14 +1,22 @@
 "The site: what is read from the notebooks, what is written, and how every page behaves in a real browser"
-import ast, json, re, shutil
+import json, re, sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from talking_heads.site.docs import *
 from talking_heads.site import docs
+from talking_heads.site.addresses import *
+from talking_heads.site.cards import *
+from talking_heads.site.docs import *
+from talking_heads.site.notebook_pages import *
+from talking_heads.site.site_sources import *
+from talking_heads.site.symbols import *
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT/"tools"))
+from browser import VIEWS, BrowserError, browser, page_costs, served, settled, take_screenshots
 for need in ("smalldocs","latex2mathml","vl_convert"):
     if not find_spec(need): pytest.skip(f"{need} is not installed; `make setup` installs it", allow_module_level=True)
 
@@ -21,7 +29,8 @@ def test_symbols_agree_with_inspect():
     from talking_heads.paper import runs
     for mod in (core, runs):
         found = {s.name:s for s in symbols(Path(mod.__file__).read_text())}
-        public = [o for n,o in vars(mod).items() if inspect.isfunction(o) and o.__module__==mod.__name__ and not n.startswith("_")]
+        own = [o for n,o in vars(mod).items() if getattr(o,"__module__","")==mod.__name__ and not n.startswith("_")]
+        public = list(filter(inspect.isfunction, own))
         for f in public:
             f = inspect.unwrap(f)
             sig = inspect.signature(f)
@@ -29,32 +38,49 @@ def test_symbols_agree_with_inspect():
             assert found[f.__name__].doc == inspect.getdoc(f)
             for (name,_,default,_),p in zip(found[f.__name__].params, sig.parameters.values()):
                 assert (default=="") == (p.default is inspect.Parameter.empty), (f, name)
-        classes = {n for n,o in vars(mod).items() if inspect.isclass(o) and o.__module__==mod.__name__ and not n.startswith("_")}
+        classes = {c.__name__ for c in filter(inspect.isclass, own)}
         assert classes <= found.keys() and {f.__name__ for f in public} <= found.keys()
 
 @pytest.mark.parametrize("source, params, returns, raises", [
-    ("def f(a:int, # one\n      b=2, # two\n     )->str: # three\n    'd'", (("a","int","","one"),("b","","2","two")), ("str","three"), ()),
+    ("def f(a:int, # one\n      b=2, # two\n     )->str: # three\n    'd'",
+     (("a","int","","one"),("b","","2","two")), ("str","three"), ()),
     ("def f(a, b): # back\n    'd'", (("a","","",""),("b","","","")), ("","back"), ()),
-    ("def f(*xs, # many\n      k=1, # key\n      **kw # rest\n     ):\n    'd'", (("*xs","","","many"),("k","","1","key"),("**kw","","","rest")), ("",""), ()),
+    ("def f(*xs, # many\n      k=1, # key\n      **kw # rest\n     ):\n    'd'",
+     (("*xs","","","many"),("k","","1","key"),("**kw","","","rest")), ("",""), ()),
     ("def f(a,b, # both\n     ):\n    'd'", (("a","","",""),("b","","","both")), ("",""), ()),
     ("def f(o:Param('where',str)=None,\n      q:Param('quiet',store_true)=False):\n    'd'",
      (("o","str","None","where"),("q","flag","False","quiet")), ("",""), ()),
-    ("def f(a):\n    'finds; raises `HeadError` if not'\n    raise ModelError('x')", (("a","","",""),), ("",""), ("HeadError","ModelError")),
+    ("def f(a):\n    'finds; raises `HeadError` if not'\n    raise ModelError('x')",
+     (("a","","",""),), ("",""), ("HeadError","ModelError")),
 ])
 def test_parameters(source, params, returns, raises):
     s, = symbols(source)
     assert (s.params,s.returns,s.raises) == (params,returns,raises)
 
 def test_classes_and_patches():
-    a,run,b = symbols('@dataclass\nclass A:\n    "One"\n    x:int # width\n    y:str="n" # name\n    def run(self, n=1): "Go"\n    def _no(self): "No"\n'
-                      '@patch\ndef more(self:A, k): "More"')
+    a,run,b = symbols('''
+@dataclass
+class A:
+    "One"
+    x:int # width
+    y:str="n" # name
+    def run(self, n=1): "Go"
+    def _no(self): "No"
+@patch
+def more(self:A, k): "More"
+''')
     assert (a.kind,a.call,a.params) == ("class","A(x, y='n')",(("x","int","","width"),("y","str","'n'","name")))
     assert (run.name,run.call,run.anchor) == ("A.run","A.run(n=1)","a.run")
     assert (b.name,b.kind,[p[0] for p in b.params]) == ("A.more","method",["k"])
 
 @pytest.mark.parametrize("text, want", [
-    ("see `f`", "see [`f`](a.html#f)"), ("see `f(2)` and `g`", "see [`f(2)`](a.html#f) and `g`"), ("[`f`](x.md)", "[`f`](x.md)"),
-    ("``f``", "``f``"), ("~~~\n`f`\n~~~", "~~~\n`f`\n~~~"), ("## `f`", "## `f`"), ("````\n```\n`f`\n````\n`f`", "````\n```\n`f`\n````\n[`f`](a.html#f)"),
+    ("see `f`", "see [`f`](a.html#f)"),
+    ("see `f(2)` and `g`", "see [`f(2)`](a.html#f) and `g`"),
+    ("[`f`](x.md)", "[`f`](x.md)"),
+    ("``f``", "``f``"),
+    ("~~~\n`f`\n~~~", "~~~\n`f`\n~~~"),
+    ("## `f`", "## `f`"),
+    ("````\n```\n`f`\n````\n`f`", "````\n```\n`f`\n````\n[`f`](a.html#f)"),
 ])
 def test_links_on_symbols(text, want): assert linked(text, {"f":"a.html#f"}) == want
 
@@ -83,9 +109,12 @@ def tiny(tmp_path):
     (tmp_path/"index.ipynb").write_text(nb("# tiny\n\n> Small","It has `go` and a formula, $s^2$."))
     (tmp_path/"nbs"/"index.ipynb").symlink_to("../index.ipynb")
     source = 'def go(n:int, # steps\n      )->int: # where it stands\n    "Walk"\n    raise HeadError("no")'
-    (tmp_path/"nbs"/"01_one.ipynb").write_text(nb("# one\n\n> First",("#| default_exp one",),("#| hide\nsecret = 1",),(f"#| export\n{source}",),"## Go\n\nBack to [home](index.ipynb)."))
+    code = [("#| default_exp one",),("#| hide\nsecret = 1",),(f"#| export\n{source}",)]
+    one = nb("# one\n\n> First",*code,"## Go\n\nBack to [home](index.ipynb).")
+    (tmp_path/"nbs"/"01_one.ipynb").write_text(one)
     (tmp_path/"talking_heads"/"one.py").write_text(source)
-    (tmp_path/"talking_heads"/"_modidx.py").write_text("d = " + repr(dict(settings={},syms={"talking_heads.one":{"talking_heads.one.go":("one.html#go","x")}})))
+    syms = {"talking_heads.one":{"talking_heads.one.go":("one.html#go","x")}}
+    (tmp_path/"talking_heads"/"_modidx.py").write_text(f"d = {dict(settings={},syms=syms)}")
     return tmp_path
 
 def test_small_site(tiny):
@@ -98,9 +127,9 @@ def test_small_site(tiny):
     assert link_faults(out) == []
 
 def test_forgotten_notebook_is_in_the_sidebar(tiny):
-    (tiny/"nbs"/"new_room.ipynb").write_text(nb("# A new room"))
+    (tiny/"nbs"/"new_chapter.ipynb").write_text(nb("# A new chapter"))
     out = build_docs(tiny, tiny/"_docs")
-    assert 'href="new_room.html"' in (out/"one.html").read_text()
+    assert 'href="new_chapter.html"' in (out/"one.html").read_text()
 
 def test_runs_are_pages(tiny):
     (tiny/"nbs"/"runs").mkdir()
@@ -112,7 +141,8 @@ def test_runs_have_a_section_of_their_own():
     "A folder in the sidebar stands for all its pages; one without pages is left out"
     contents = [dict(section="Start",contents=["index.ipynb"]),dict(section="Results",contents=["runs/*"])]
     pages = ["index.ipynb","runs/a.ipynb","runs/b.ipynb","new.ipynb"]
-    assert sidebar(contents,pages) == [contents[0],dict(section="Results",contents=["runs/a.ipynb","runs/b.ipynb"]),dict(section="More",contents=["new.ipynb"])]
+    results = dict(section="Results",contents=["runs/a.ipynb","runs/b.ipynb"])
+    assert sidebar(contents,pages) == [contents[0],results,dict(section="More",contents=["new.ipynb"])]
     assert sidebar(contents,pages[:1]) == contents[:1]
 
 def test_broken_link_is_told(tiny):
@@ -133,17 +163,44 @@ def test_failed_build_keeps_the_last_site(tiny):
 def test_refuses_a_folder_that_is_no_site(tiny):
     (tiny/"mine").mkdir()
     (tiny/"mine"/"thesis.txt").write_text("years of work")
-    with pytest.raises(DocsError, match="no site"): build_docs(tiny, tiny/"mine")
+    with pytest.raises(DocsError, match="not a built site"): build_docs(tiny, tiny/"mine")
     assert (tiny/"mine"/"thesis.txt").read_text() == "years of work"
+
+def test_refuses_a_file_and_a_repository(tiny):
+    (tiny/"mine").write_text("years of work")
+    with pytest.raises(DocsError, match="a file"): build_docs(tiny, tiny/"mine")
+    assert (tiny/"mine").read_text() == "years of work"
+    (tiny/"clone"/".git").mkdir(parents=True)
+    (tiny/"clone"/"site_libs").mkdir()
+    with pytest.raises(DocsError, match="git repository"): build_docs(tiny, tiny/"clone")
+
+@pytest.mark.parametrize("first, texts", [
+    ("No heading, `go`", ["No heading, [`go`](one.html#go)"]),
+    ("# One\n\n> First\n\nSee [data](../00_data.ipynb) and `go`.\n\n## Go",
+     ["See [data](data.ipynb) and [`go`](one.html#go).\n\n## Go"]),
+    ("# One", []),
+])
+def test_first_cell(first, texts):
+    "What stands below title and description is text like any other, once"
+    made = site_notebook(json.loads(nb(first,"More")), {"go":"one.html#go"})
+    assert [c["source"] for c in made["cells"][1:]] == [*texts,"More"]
+
+def test_moved_page_must_exist(tiny):
+    "A sign that leads nowhere, or stands where a page is, stops the build"
+    for moved,says in (({"old.html":"gone.html"},"not there"),({"one.html":"index.html"},"a page again")):
+        (tiny/"nbs"/"moved.json").write_text(json.dumps(moved))
+        with pytest.raises(DocsError, match=says): build_docs(tiny, tiny/"_docs")
 
 def test_no_checkout(tmp_path):
     with pytest.raises(DocsError, match="no checkout"): build_docs(tmp_path)
 
 def test_sources_are_left_alone(tiny):
-    stamp = lambda: {p.relative_to(tiny):p.read_bytes() for p in sorted(tiny.rglob("*")) if p.is_file() and "_docs" not in p.parts}
-    before = stamp()
+    def stamps():
+        sources = [p for p in tiny.rglob("*") if p.is_file() and "_docs" not in p.parts]
+        return {p:p.read_bytes() for p in sources}
+    before = stamps()
     build_docs(tiny, tiny/"_docs")
-    assert stamp() == before
+    assert stamps() == before
 
 def test_no_quarto(tiny, monkeypatch):
     monkeypatch.setattr(docs.shutil, "which", lambda name: None)
@@ -153,7 +210,7 @@ def test_preview_serves_and_counts(tiny):
     from urllib.request import urlopen
     from urllib.error import URLError
     out = build_docs(tiny, tiny/"_docs", reload=True)
-    server,handler = docs._serve(out, 0)
+    server,handler = preview_server(out, 0)
     try:
         at = f"http://127.0.0.1:{server.server_address[1]}"
         assert b"__smalldocs__/version" in urlopen(f"{at}/one.html").read()
@@ -180,7 +237,7 @@ def test_every_notebook_is_a_page(site):
 def test_links_and_anchors(site): assert link_faults(site) == []
 
 def test_every_symbol_has_its_place(site):
-    index = symbol_index(docs._modidx(ROOT))
+    index = symbol_index(read_modidx(ROOT))
     ids = {p:set(re.findall(r'\bid="([^"]+)"',(site/p).read_text())) for p in PAGES}
     missing = {a for a in index.values() if a.split("#")[1] not in ids.get(a.split("#")[0],())}
     assert len(index) > 200 and not missing
@@ -192,10 +249,11 @@ def test_no_raw_formula_is_left(site):
 
 def weight(page):
     "Bytes that a browser reads for a page: itself, what it loads, and Vega where it draws"
-    parsed = docs._Page(page.read_text())
+    parsed = PageLinks(page.read_text())
     files = {(page.parent/a).resolve() for a in parsed.loads if not a.startswith("data:")}
-    vega = page.parent/docs.vega_file
-    return page.stat().st_size + sum(f.stat().st_size for f in files) + ("th-chart" in page.read_text())*vega.stat().st_size
+    vega = page.parent/vega_file
+    if "th-chart" in page.read_text(): files.add(vega)
+    return sum(f.stat().st_size for f in [page,*files])
 
 def test_no_page_is_heavy(site):
     sizes = {p:weight(site/p) for p in PAGES if "/" not in p}
@@ -203,7 +261,7 @@ def test_no_page_is_heavy(site):
 
 def test_vega_is_there_once(site):
     big = [p for p in site.rglob("*.js") if p.stat().st_size>600_000 and p.name!="search.js"]
-    assert big == [site/docs.vega_file]
+    assert big == [site/vega_file]
     assert not any("cdn.jsdelivr" in re.sub(r"<pre.*?</pre>","",(site/p).read_text(),flags=re.S) for p in PAGES)
 
 # Every page in a browser
@@ -213,23 +271,25 @@ def chrome():
     "One browser for all pages"
     try:
         with browser() as b: yield b
-    except DocsError as e: pytest.skip(str(e))
+    except BrowserError as e: pytest.skip(str(e))
 
 @pytest.fixture(scope="session")
 def server(site):
     "Address of the site on a plain file server"
     with served(site) as at: yield at
 
+OURS = "http://127.0.0.1","file:","data:","blob:"
+
 @pytest.fixture(scope="session")
 def tab(chrome):
     "One tab for each view; `seen` collects what it complains about and what it asks for"
     tabs = {}
-    for view,(width,scheme) in views.items():
+    for view,(width,scheme) in VIEWS.items():
         t = tabs[view] = chrome.new_page(viewport=dict(width=width,height=900),color_scheme=scheme)
         t.seen = []
         t.on("console", lambda m,t=t: m.type in ("error","warning") and t.seen.append(f"{m.type}: {m.text}"))
         t.on("pageerror", lambda e,t=t: t.seen.append(f"exception: {e}"))
-        t.on("request", lambda r,t=t: r.url.startswith(("http://127.0.0.1","file:","data:","blob:")) or t.seen.append(f"asks for {r.url}"))
+        t.on("request", lambda r,t=t: r.url.startswith(OURS) or t.seen.append(f"asks for {r.url}"))
         t.on("requestfailed", lambda r,t=t: t.seen.append(f"failed: {r.url}"))
     return tabs
 
@@ -247,35 +307,31 @@ def axe():
     if not spec: pytest.skip("axe_playwright_python is not installed; `make setup` installs it")
     return (Path(spec.origin).parent/"axe.min.js").read_text()
 
-# Code is coloured by kind of word: of code blocks that show no new kind, one is as readable as the next, and axe takes long over each
-ALIKE = """() => { const seen = new Set(['']); document.querySelectorAll('pre').forEach(p => {
-  const kinds = [...p.querySelectorAll('span')].map(s => s.className)
-  if (seen.size > 1 && kinds.every(k => seen.has(k))) p.dataset.alike = 'yes'
-  kinds.forEach(k => seen.add(k)) }) }"""
-AXE = "() => axe.run({exclude: [['[data-alike]'], ['.th-view svg']]}, {resultTypes: ['violations'], preload: false}).then(r => r.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html.slice(0, 150) + ' ' + (n.any[0]?.message || ''))]))"
+SCRIPT = (ROOT/"tests"/"pages.js").read_text()
+
+def asked(of, name, *args):
+    "What a function of pages.js answers about a page or a chart"
+    if not hasattr(of, "goto"): return of.evaluate(f"(chart, more) => {SCRIPT}.{name}(chart, ...more)", list(args))
+    return of.evaluate(f"() => {SCRIPT}.{name}()")
 
 def serious(tab, axe):
     "What axe calls serious or critical"
     tab.evaluate(axe)
-    tab.evaluate(ALIKE)
-    return [(i,rule,nodes[:4]) for i,rule,nodes in tab.evaluate(AXE) if i in ("serious","critical")]
-
-CHARTS = """() => [...document.querySelectorAll('.th-chart')].map(h => ({id: h.id,
-  marks: h.querySelectorAll('svg [class*="mark-"] path, svg [class*="mark-"] text, svg [class*="mark-"] line, canvas').length,
-  said: h.querySelector('.th-view')?.getAttribute('aria-label')?.length || 0, wide: h.scrollWidth - h.clientWidth}))"""
+    asked(tab, "markAlike")
+    return [(i,rule,nodes[:4]) for i,rule,nodes in asked(tab, "violations") if i in ("serious","critical")]
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_light(server, tab, axe, page):
     "On a server, light: no complaint, nothing from outside, charts with marks and words, no serious fault"
     t = opened(tab["light"], f"{server}/{page}")
-    assert [c for c in t.evaluate(CHARTS) if not (c["marks"] and c["said"]>10)] == []
+    assert [c for c in asked(t, "charts") if not (c["marks"] and c["said"]>10)] == []
     assert t.seen == [] and serious(t, axe) == []
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_dark(site, tab, axe, page):
     "From a folder, dark: the same, and text that can be read"
     t = opened(tab["dark"], (site/page).as_uri())
-    assert t.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(c => c < 70)")
+    assert asked(t, "isDark")
     assert t.seen == [] and serious(t, axe) == []
 
 @pytest.mark.parametrize("page", PAGES)
@@ -283,7 +339,7 @@ def test_page_narrow(site, tab, page):
     "On a telephone's width: nothing sticks out of the page, and no chart out of its place"
     t = opened(tab["narrow"], (site/page).as_uri())
     assert t.evaluate("document.documentElement.scrollWidth") <= 391
-    assert [c for c in t.evaluate(CHARTS) if c["wide"]>1] == [] and t.seen == []
+    assert [c for c in asked(t, "charts") if c["wide"]>1] == [] and t.seen == []
 
 # Charts that answer
 
@@ -291,45 +347,29 @@ def has_charts(name):
     "Does the notebook of a page store a chart?"
     return any("vegalite" in p.read_text() for p in (ROOT/"nbs").rglob("*.ipynb") if page_name(p)+".html"==name)
 
-DRAWN = "h => h.querySelector('svg').outerHTML.replace(/(clip|gradient)_?\\d+/g, '')"
-PARAMS = """h => { const found = []; const walk = x => { if (!x || typeof x != 'object') return
-  if (Array.isArray(x.params)) x.params.forEach(p => (p.select || p.bind) && found.push({
-    name: p.name, how: p.bind == 'legend' || p.bind?.legend ? 'legend' : p.bind ? 'control' : (p.select?.type || p.select)}))
-  Object.values(x).forEach(walk) }; walk(h.drawn.spec); return found }"""
-SPOTS = """(h, which) => { const all = [...h.querySelectorAll(which)].map(m => m.getBoundingClientRect()).filter(r => r.width + r.height > 0)
-  const step = Math.max(1, Math.floor(all.length / 40))
-  return all.filter((r, i) => i % step == 0).map(r => [r.x + r.width / 2, r.y + r.height / 2]).filter(([x, y]) => y > 70 && y < innerHeight - 5) }"""
 MARKS = "svg .role-mark:not(.mark-group) > path, svg .role-mark:not(.mark-group) > line, svg .role-mark > text"
 
-def near(t, chart, which):
-    "Places of some elements of a chart in the window, the chart scrolled into it"
-    chart.evaluate("h => window.scrollTo(0, h.getBoundingClientRect().y + scrollY - 90)")
-    return chart.evaluate(SPOTS, which)
+LEGEND = "svg .role-legend-symbol path, svg .role-legend-label text"
 
 def hovered(t, chart):
     "Does a mark of the chart tell about itself under the mouse?"
-    for x,y in near(t, chart, MARKS):
+    for x,y in asked(chart, "spots", MARKS):
         t.mouse.move(x, y)
         t.mouse.move(x+.5, y+.5)
-        if t.evaluate("document.querySelector('#vg-tooltip-element.visible')?.textContent.trim().length || 0"): return True
+        if asked(t, "tooltip"): return True
     return False
 
 def answers(t, chart, how):
     "Does the chart look different after a click on a mark, a click in the legend, or a turn of its control?"
-    before = chart.evaluate(DRAWN)
+    before = asked(chart, "drawn")
     if how=="control":
-        chart.evaluate("""h => { const c = h.querySelector('.th-controls select, .th-controls input')
-          if (c.tagName == 'SELECT') c.selectedIndex = (c.selectedIndex + 1) % c.options.length
-          else if (c.type == 'checkbox') c.checked = !c.checked
-          else if (c.type == 'radio') h.querySelector('.th-controls input:not(:checked)').click()
-          else c.value = c.value == c.max ? c.min : c.max
-          c.dispatchEvent(new Event('input', {bubbles: true})); c.dispatchEvent(new Event('change', {bubbles: true})) }""")
+        asked(chart, "turn")
         t.wait_for_timeout(150)
-        return chart.evaluate(DRAWN)!=before
-    for x,y in near(t, chart, "svg .role-legend-symbol path, svg .role-legend-label text" if how=="legend" else MARKS):
+        return asked(chart, "drawn")!=before
+    for x,y in asked(chart, "spots", LEGEND if how=="legend" else MARKS):
         t.mouse.click(x, y)
         t.wait_for_timeout(60)
-        if chart.evaluate(DRAWN)!=before: return True
+        if asked(chart, "drawn")!=before: return True
     return False
 
 @pytest.mark.parametrize("page", [p for p in PAGES if has_charts(p)])
@@ -340,26 +380,36 @@ def test_charts_answer(server, tab, page):
     for chart in t.query_selector_all(".th-chart"):
         name = chart.get_attribute("id")
         if not hovered(t, chart): silent.append(f"{name}: no tooltip")
-        for p in chart.evaluate(PARAMS):
-            if p["how"]!="interval" and not answers(t, chart, p["how"]): silent.append(f"{name}: {p['name']} ({p['how']}) changes nothing")
+        for p in asked(chart, "promises"):
+            if p["how"]=="interval" or answers(t, chart, p["how"]): continue
+            silent.append(f"{name}: {p['name']} ({p['how']}) changes nothing")
     assert silent == [] and t.seen == []
 
-PANELS = {"layer":lambda p: p, "facet":lambda p: p.facet("k:N",columns=3), "row of panels":lambda p: p|p|p, "row of unlike panels":lambda p: p|p.properties(width=150),
-          "grid":lambda p: (p|p)&(p|p), "facet by column":lambda p: p.facet(column="k:N"), "long labels":lambda p: p.encode(y="long:N")}
+PANELS = {
+    "layer":lambda p: p,
+    "facet":lambda p: p.facet("k:N",columns=3),
+    "row of panels":lambda p: p|p|p,
+    "row of unlike panels":lambda p: p|p.properties(width=150),
+    "grid":lambda p: (p|p)&(p|p),
+    "facet by column":lambda p: p.facet(column="k:N"),
+    "long labels":lambda p: p.encode(y="long:N"),
+}
 
 def test_panels_find_their_place(chrome, site, tmp_path):
     "Whatever way panels are put together, a narrow page shows all of it, and a wide one keeps them beside each other"
     import altair as alt, pandas as pd
     from talking_heads.base.vega import chart_html
-    df = pd.DataFrame([dict(x=i,y=i%3,k=f"panel {k}",long="a very long label of a row "*2+str(i)) for k in range(3) for i in range(5)])
+    label = "a very long label of a row "*2
+    rows = [dict(x=i,y=i%3,k=f"panel {k}",long=f"{label}{i}") for k in range(3) for i in range(5)]
+    df = pd.DataFrame(rows)
     base = alt.Chart(df,width=300,height=60).mark_point().encode(x="x:Q",y="y:Q",tooltip="x:Q")
     for name,make in PANELS.items():
-        (tmp_path/"a.html").write_text(f"<body>{chart_html(make(base).to_dict(),[(site/docs.vega_file).as_uri()])}</body>")
+        (tmp_path/"a.html").write_text(f"<body>{chart_html(make(base).to_dict(),[(site/vega_file).as_uri()])}</body>")
         for width in (390,1400):
             t = chrome.new_page(viewport=dict(width=width,height=900))
             t.goto((tmp_path/"a.html").as_uri())
             settled(t)
-            wide,tall = t.eval_on_selector(".th-chart","h => [h.scrollWidth - h.clientWidth, h.querySelector('svg').getBoundingClientRect().height]")
+            wide,tall = asked(t.query_selector(".th-chart"), "size")
             t.close()
             assert wide<=1, (name,width)
             if name in ("facet","row of panels"): assert (tall>200)==(width==390), (name,width,tall)
@@ -371,6 +421,22 @@ def test_costs_of_a_page(chrome, site):
     assert home["vega_loads"]==1 and home["charts"]>=1 and home["vega_again"]<2000 and 0<home["ready"]<=home["drawn"]
     assert words["vega_loads"]==words["charts"]==0 and 1e5<words["bytes"]<home["bytes"]<3e6
 
+def test_moved_page_leads_on(tab, tmp_path):
+    "An old address leads to the new one, and to the same place on it, from a folder"
+    (tmp_path/"new.html").write_text("<p id='x'>here</p>")
+    put_signs(tmp_path, {"old.html":"new.html"})
+    tab["light"].goto((tmp_path/"old.html").as_uri()+"#x")
+    tab["light"].wait_for_url((tmp_path/"new.html").as_uri()+"#x")
+
+def test_screenshots(chrome, tmp_path):
+    "One picture for each page and view"
+    (tmp_path/"site"/"runs").mkdir(parents=True)
+    for name in ("index","runs/toy"): (tmp_path/"site"/f"{name}.html").write_text("<p>here</p>")
+    with ThreadPoolExecutor(1) as own: # `chrome` already drives a browser in this thread
+        shots = own.submit(take_screenshots, tmp_path/"site", tmp_path/"shots").result()
+    assert sorted(p.name for p in shots) == sorted(f"{n}-{v}.png" for n in ("index","runs-toy") for v in VIEWS)
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in shots)
+
 # Search, and the switch between light and dark
 
 @pytest.mark.parametrize("words, where, said", [("find_channels","channels.html#find_channels","find_channels"),
@@ -381,7 +447,8 @@ def test_search(site, server, tab, way, words, where, said):
     t = opened(tab["light"], f"{server}/core.html" if way=="server" else (site/"core.html").as_uri())
     t.fill(".smalldocs-search input", words)
     t.wait_for_selector(".search-result")
-    hits = t.eval_on_selector_all(".search-result", "rs => rs.map(r => [r.getAttribute('href').replace('./',''), r.textContent])")
+    found = t.query_selector_all(".search-result")
+    hits = [(r.get_attribute("href").replace("./",""),r.text_content()) for r in found]
     hit = next((i for i,(href,_) in enumerate(hits) if href.startswith(where)), None)
     assert hit is not None and said in hits[hit][1], hits
     t.click(f".search-result >> nth={hit}")
@@ -416,5 +483,5 @@ def test_keyboard_reaches_the_content(server, tab):
     seen = []
     for _ in range(12):
         t.keyboard.press("Tab")
-        seen.append(t.evaluate("[document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle + getComputedStyle(document.activeElement).boxShadow]"))
+        seen.append(asked(t, "focused"))
     assert sum(tag=="A" for tag,_ in seen) >= 6 and all(look!="nonenone" for _,look in seen)

@@ -10,8 +10,10 @@ from nbdev.doclinks import nbdev_export
 from nbdev.process import extract_directives
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import house
 from make_readme import readme
 
+HOUSE = False # True holds notebooks and package to all rules of house.py, in place of MAX_LINES
 MAX_LINES = 30
 # A slash after a letter, a dot or a colon is the middle of an address or of a relative path, not the root of a machine's.
 PATH_RE = re.compile(r"(?:(?<![\w.:/~<-])|(?<=file://))/(?:work|tmp|root|(?:home|Users)/[\w.-]+)(?![\w.-])")
@@ -89,7 +91,7 @@ def docs(cell):
 def style(cell):
     "What the house rules say against a cell"
     n = len(cell.source.splitlines())
-    if n > MAX_LINES: yield f"{n} lines; more than {MAX_LINES} are too many for one cell"
+    if not HOUSE and n > MAX_LINES: yield f"{n} lines; more than {MAX_LINES} are too many for one cell"
     yield from docs(cell)
 
 def check_notebook(path, name, cfg, rules=(noise, style)):
@@ -112,6 +114,16 @@ def check_notebooks(root):
     for p in filter(Path.exists, own): yield from check_notebook(p, p.relative_to(root), cfg)
     for p in sorted((root/nbs).rglob("runs/*.ipynb")): yield from check_notebook(p, p.relative_to(root), cfg, (noise,))
 
+def check_house(root):
+    "Problems with notebooks and package by the rules of house.py, if they are in force"
+    if not HOUSE: return
+    with project(root) as cfg: lib, nbs = (Path(cfg[o]).resolve() for o in ("lib_path", "nbs_path"))
+    for p in [*(q for q in own_notebooks(nbs) if not q.is_symlink()), *filter(Path.exists, [root/"index.ipynb"])]:
+        try: cells = read_nb(p).cells
+        except (ValueError, KeyError, AttributeError): continue # not a notebook, which check_notebooks tells
+        yield from (f"{p.relative_to(root)}: {o}" for o in house.notebook_problems(cells))
+    if lib.name == house.PACKAGE: yield from house.package_problems(lib)
+
 def check_readme(root):
     "README.md and the site's link to its notebook, where there is a notebook to make it from"
     src, dest = root/"index.ipynb", root/"README.md"
@@ -126,7 +138,7 @@ def check_readme(root):
 def main(root):
     "Print every problem; exit code 1 if there is one"
     root, start = Path(root).resolve(), time.time()
-    probs = [o for f in (check_export, check_notebooks, check_readme) for o in f(root)]
+    probs = [o for f in (check_export, check_notebooks, check_house, check_readme) for o in f(root)]
     for o in probs: print(o)
     print(f"check: {len(probs) or 'no'} problem{'s'*(len(probs)!=1)} ({time.time()-start:.1f} s)")
     return int(bool(probs))
