@@ -59,7 +59,8 @@ def _scan(model, revision, processing, out, top, memory, reader, distance, **job
     page = scan_page(out)
     info = json.loads((out/"scan.json").read_text())
     if was and was!=info["provenance"]: print(f"Replaced an earlier scan of {was['model']} in {out}.\n")
-    print(f"Loudest writer -> reading head, with its robust z among all that this head could hear ({loud:g} or more stands out):")
+    print(f"Loudest writer -> reading head, with its robust z among all that this head could hear ({loud:g} or more "
+        "stands out):")
     for m,rows in info["strongest"].items():
         print(f"{m}: "+", ".join(f"{r['src']}->{r['dst']} (z {r['z']:.1f})" for r in rows[:6]))
     if said:=left_out(info): print(f"\n{said}")
@@ -77,13 +78,15 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             processing:Param("folded (norm gains in the weights) or raw (as the checkpoint has them)",str)="folded",
             rope_distance:Param("or --rope-distance: tokens from key to query for rotary models; without it position is ignored",int)=None,
             device:Param("where the products run: cpu, cuda",str)="cpu",
-            min_share:Param("or --min-share: smallest part of its head's squared norm that a component must hold; 1/d_model unless given, 0 keeps all",float)=None,
+            min_share:Param("smallest part of its head that a component must hold; else 1/d_model; 0 keeps all",float)=None,
             memory:Param("bound on what the scan adds to Python and torch (about 0.4 GB), e.g. 4GB",str)="4GB",
             revision:Param("branch, tag or commit of a Hugging Face id",str)=None):
     "Scan a model's weights for heads that could talk: scan.parquet, scan.json, and scan.html with the charts"
-    try: _scan(model,revision,processing,out,top,memory,reader,rope_distance,modes=modes.upper(),level=level,device=device,min_share=min_share)
+    try: _scan(model,revision,processing,out,top,memory,reader,rope_distance,modes=modes.upper(),level=level,
+               device=device,min_share=min_share)
     except KeyboardInterrupt:
-        print(f"\nInterrupted. Finished layers are kept in {out}; the same command goes on from there.", file=sys.stderr)
+        print(f"\nInterrupted. Finished layers are kept in {out}; the same command goes on from there.",
+              file=sys.stderr)
         raise SystemExit(130) from None
 
 # %% ../nbs/commands.ipynb #c015
