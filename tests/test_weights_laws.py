@@ -415,6 +415,31 @@ def test_no_number_depends_on_a_switch(name, recipes):
     assert (A.dtype, A.device.type, torch.get_float32_matmul_precision(),
             torch.is_autocast_enabled("cpu")) == (torch.float32, "cpu", "highest", False)
 
+@pytest.mark.parametrize("name", ["medium", "mkldnn", "autocast", "float64", "float16", "meta"])
+def test_no_edit_depends_on_a_switch(name, edits):
+    model, weights, change = edits
+    want = change()
+    with switched(name): got = change()
+    assert all(torch.equal(a, b) for a, b in zip(got, want)) and not torch.equal(want[0], weights)
+
+@pytest.fixture(scope="module")
+def edits(tmp_path_factory):
+    "A tiny model, the weights of one layer, and what edits make of them"
+    from talking_heads.hooks import load_model
+    from talking_heads.interventions import coordinates, component_edit, random_like, subspace_edit
+    model = load_model(str(tiny.save("llama", tmp_path_factory.mktemp("edits"))), device="cpu")
+    V, z = torch.linalg.qr(torch.randn(48, 2, generator=gen(0)))[0].T, torch.randn(3, 12, generator=gen(1))
+    W = lambda: model.blocks[1].attn.W_O.detach().clone()
+    def change():
+        out = []
+        one = component_edit(model, {"1.0.0": .3, "1.2.1": 0.})
+        for e in (one, random_like(one, model, seed=1), subspace_edit(model, "1.1", V, [.1, 2.])):
+            e.apply(model)
+            out.append(W())
+            e.undo(model)
+        return [*out, coordinates(z, model, V, "1.1")]
+    return model, W(), change
+
 def test_the_guard_restores_after_errors_and_across_threads():
     x = torch.randn(200, 200, generator=gen(0)); exact = x@x
     torch.set_float32_matmul_precision("medium")
