@@ -41,9 +41,11 @@ def writer_frames(c:Composition, # from `compose`
     for head in (Head(l,h) for l in range(c.shape[0]-1) for h in range(c.shape[1])):
         s,z,who = _heard(c,zs,head)
         for i in z.amax(1).topk(min(keep,len(z))).indices.tolist():
-            r = int(z[i].argmax()); parts.append(_line(c,head,i,who[r],s[i,r],z[i,r]))
+            r = int(z[i].argmax())
+            if not s[i,r].isnan(): parts.append(_line(c,head,i,who[r],s[i,r],z[i,r])) # it writes, and is heard
         for r in z.amax(0).topk(min(keep,len(who))).indices.tolist():
-            i = int(z[:,r].argmax()); readers.append(_line(c,head,i,who[r],s[i,r],z[i,r]))
+            i = int(z[:,r].argmax())
+            if not s[i,r].isnan(): readers.append(_line(c,head,i,who[r],s[i,r],z[i,r]))
     return pd.DataFrame(parts),pd.DataFrame(readers)
 
 # %% ../nbs/explorer.ipynb #c007
