@@ -48,7 +48,9 @@ class Change:
 @full_precision()
 def _floats(x, what:str)->Tensor:
     "A float32 copy on the CPU that nobody else holds, or an `EditError`"
-    try: x = torch.as_tensor(x).detach().to("cpu",torch.float32,copy=True).contiguous()
+    try:
+        if not isinstance(x,Tensor): x = torch.as_tensor(x,dtype=torch.float64,device="cpu") # whatever the default type is
+        x = x.detach().to("cpu",torch.float32,copy=True).contiguous()
     except (TypeError,ValueError,RuntimeError) as e: raise EditError(f"{what} must be numbers, not {type(x).__name__}.") from e
     if not x.isfinite().all(): raise EditError(f"{what} has NaN or infinite values. Give finite ones.")
     return x
@@ -386,7 +388,7 @@ def component_edit(model, # from `load_model`
     o,w,wanted = _Outputs(model),_weights(model,processing),_gains(gains)
     check_heads(list(wanted),o.shape.n_layers,o.shape.n_heads)
     cs = {l:components(w,l) for l in {h.layer for h in wanted}}
-    changes = [Change(*h,_directions(cs[h.layer],h,list(g)),torch.tensor(list(g.values())),tuple(f"{h}.{i}" for i in g))
+    changes = [Change(*h,_directions(cs[h.layer],h,list(g)),list(g.values()),tuple(f"{h}.{i}" for i in g))
                for h,g in wanted.items()]
     for h,g in wanted.items(): _warn_degenerate(cs[h.layer].S[h.head],h,g)
     return Edit(changes,target_of(model,list(wanted)),_info(model,name,processing=processing))
@@ -466,7 +468,9 @@ def scaled(self:Edit,
            t:float, # 0 nothing, 1 this edit, in between a part of it, beyond more of it
           )->Edit:
     "The same edit, weaker or stronger"
-    part = lambda G: torch.eye(len(G))+t*(G-torch.eye(len(G)))
+    def part(G):
+        one = torch.eye(len(G),dtype=G.dtype,device=G.device)
+        return one+t*(G-one)
     return replace(self,changes=tuple(replace(c,G=part(c.G)) for c in self.changes),info=self.info|dict(name=f"{t:g} of {self.name}"))
 
 @patch
