@@ -36,7 +36,7 @@ def _r(W:Tensor, # (head d_model d_head)
 def reader_factors(w:LayerWeights, # one layer
                    mode:str, # "Q", "K" or "V"
                    rotate=None, # from `rotation`: the query turned as at a given distance; None ignores position
-                   far=None, # (d_model d_model) which directions of the other side of B matter, see `detection`; None for all alike
+                   far=None, # (d_model d_model) metric of the other side of B, see `detection`; None for none
                   )->Tensor: # (head d_model k), k at most d_head; `v @ M` is as long as `v @ B`
     "What each head of a layer reads in one mode, as thin factors"
     if mode not in modes: raise HeadError(f"Unknown mode {mode!r}. Choose Q, K or V.")
@@ -192,7 +192,8 @@ def share_floor(d_model:int, # dimension of the stream
                )->float: # the smallest share that is looked at
     "The share of its head below which a component cannot lift the head's score above chance"
     if min_share is None: return 1/d_model
-    if not 0<=min_share<=1: raise HeadError(f"A share of {min_share} is no part of a head: give 0 to 1, or nothing for 1/d_model.")
+    if not 0<=min_share<=1:
+        raise HeadError(f"A share of {min_share} is no part of a head: give 0 to 1, or nothing for 1/d_model.")
     return float(min_share)
 
 # %% ../nbs/03_composition.ipynb #c028
@@ -200,7 +201,9 @@ def _reader(c:Composition, head)->Head:
     "A reader that exists and has earlier writers"
     L,H,_ = c.shape
     h = check_heads(head,L,H)[0]
-    if h.layer==0: raise HeadError(f"Head {h} is in the first layer and hears no earlier head. Choose a reader in layers 1 to {L-1}.")
+    if h.layer==0:
+        raise HeadError(f"Head {h} is in the first layer and hears no earlier head. Choose a reader in layers 1 to "
+            f"{L-1}.")
     return h
 
 # %% ../nbs/03_composition.ipynb #c029
@@ -236,7 +239,7 @@ def ranking(self:Composition, # scores of components
 def reader_components(weights:AttentionWeights, # from `attention_weights`
                       layer:int, # reading layer
                       mode:str, # "Q", "K" or "V"
-                     )->tuple[Tensor,Tensor]: # directions read (head d_model component), singular values (head component)
+                     )->tuple[Tensor,Tensor]: # directions read (head d_model component), values (head component)
     "What each head of a layer reads, component by component"
     if mode not in modes: raise HeadError(f"Unknown mode {mode!r}. Choose Q, K or V.")
     c = components(weights,layer,"OV" if mode=="V" else "QK")
@@ -248,7 +251,7 @@ def component_pairs(weights:AttentionWeights, # from `attention_weights`
                     src, # writing head, e.g. "20.0"
                     dst, # reading head, in a later layer
                     mode:str="Q", # "Q", "K" or "V"
-                   )->Tensor: # (src_component dst_component) absolute cosines; groups on either side as one, NaN for nothing
+                   )->Tensor: # (src_component dst_component) absolute cosines, settled on both sides
     "Score of each component of one head with each component of another"
     s = weights.shape
     a,b = check_heads([src,dst],s.n_layers,s.n_heads)
@@ -261,45 +264,54 @@ def component_pairs(weights:AttentionWeights, # from `attention_weights`
 # %% ../nbs/03_composition.ipynb #c050
 def _rope_settings(config:dict, layer:int)->tuple: # config object, rotary settings of the layer, its layer type or None
     "Rotary settings of a layer, as transformers completes them"
-    family_of(full_config(config)) # names an unknown family
     c = config_object(config)
-    p = getattr(c,"rope_parameters",None)
-    if not p: raise ModelError(f"{config.get('model_type')} has no rotary positions; leave the distance out.")
-    if not 0<=layer<c.num_hidden_layers: raise HeadError(f"Layer {layer} does not exist: the model has layers 0 to {c.num_hidden_layers-1}.")
+    family_of(dict(model_type=c.model_type) if c else config) # names an unknown family
+    if c is None: raise ModelError(f"transformers does not know {config['model_type']!r}; leave the distance out.")
+    p,n = getattr(c,"rope_parameters",None),c.num_hidden_layers
+    if not p: raise ModelError(f"{c.model_type} has no rotary positions; leave the distance out.")
+    if not 0<=layer<n: raise HeadError(f"Layer {layer} does not exist: the model has layers 0 to {n-1}.")
     kinds = getattr(c,"layer_types",None) or ()
     if not set(kinds)&set(p): return c,p,None
-    if not p.get(kinds[layer]): raise ModelError(f"Layer {layer} is of type {kinds[layer]!r}, for which the config has no rotary settings.")
-    return c,p[kinds[layer]],kinds[layer]
+    kind = kinds[layer]
+    if not p.get(kind):
+        raise ModelError(f"Layer {layer} is of type {kind!r}, for which the config has no rotary settings.")
+    return c,p[kind],kind
 
-def _plain(config:dict, p:dict)->Tensor:
+def _head_size(c)->int: return getattr(c,"head_dim",None) or c.hidden_size//c.num_attention_heads
+
+def _plain(c, p:dict)->Tensor:
     "Frequencies without scaling; only some families turn a part of the dimensions"
-    full = full_config(config)
-    part = p.get("partial_rotary_factor",1.) if family_of(full).partial_rotary else 1.
-    n = int(shape_of(full).d_head*part)
+    part = p.get("partial_rotary_factor",1.) if families[c.model_type].partial_rotary else 1.
+    n = int(_head_size(c)*part)
     return 1/p["rope_theta"]**(torch.arange(0,n,2)/n)
 
 # %% ../nbs/03_composition.ipynb #c051
+_unusable = (KeyError,TypeError,ValueError,AttributeError,RuntimeError,ArithmeticError) # what bad settings end in
+
 def _rope(config:dict, layer:int, length)->tuple[Tensor,float]:
     "Frequencies, and the number that queries and keys are multiplied by"
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS as scaled
     c,p,kind = _rope_settings(config,layer)
-    name = p.get("rope_type","default")
-    if name!="default" and name not in ROPE_INIT_FUNCTIONS:
+    name,d = p.get("rope_type","default"),_head_size(c)
+    if name!="default" and name not in scaled:
         raise ModelError(f"Rotary scaling of type {name!r} is not covered. Leave the distance out to ignore position.")
-    try: f,factor = (_plain(config,p),1.) if name=="default" else ROPE_INIT_FUNCTIONS[name](c,"cpu",seq_len=length,layer_type=kind)
-    except (KeyError,TypeError,ValueError,AttributeError,RuntimeError,ArithmeticError) as e:
-        raise ModelError(f"The rotary settings of layer {layer} cannot be used ({e!r}): {p}. Check config.json, or leave the distance out.") from e
-    d,part = shape_of(config).d_head,family_of(full_config(config)).partial_rotary
-    if 2*len(f)>d or (2*len(f)<d and not part): raise ModelError(f"The config turns {2*len(f)} of a head's {d} dimensions, which "
-        f"{c.model_type} cannot do. Check config.json, or leave the distance out.")
-    if not f.isfinite().all(): raise ModelError(f"The rotary settings of layer {layer} give no finite frequencies: {p}.")
+    try:
+        f,factor = (_plain(c,p),1.) if name=="default" else scaled[name](c,"cpu",seq_len=length,layer_type=kind)
+        n,finite = 2*len(f),bool(f.isfinite().all())
+    except _unusable as e:
+        raise ModelError(f"The rotary settings of layer {layer} cannot be used ({e!r}): {p}. "
+            "Check config.json, or leave the distance out.") from e
+    if not finite or n>d or (n<d and not families[c.model_type].partial_rotary):
+        raise ModelError(f"The config turns {n} of a head's {d} dimensions, which {c.model_type} cannot do, or by no "
+            "finite "
+            f"angles: {p}. Check config.json, or leave the distance out.")
     return f.float(),float(factor)
 
 # %% ../nbs/03_composition.ipynb #cs05
 @full_precision()
 def rope_frequencies(config:dict, # content of config.json
                      layer:int, # some families have layers of two kinds
-                     length:int|None=None, # tokens in the text, where scaling depends on it; None for a text within the trained context
+                     length:int|None=None, # tokens in the text, if it matters; None: within the trained context
                     )->Tensor: # (rotated/2) radians per token
     "How fast each pair of dimensions turns"
     return _rope(config,layer,length)[0]
@@ -318,11 +330,15 @@ def _check_reach(config:dict, layer:int, distance:int):
     if distance<0: raise HeadError(f"Distance {distance}: a head looks back, so give 0 or more.")
     c,p,_ = _rope_settings(config,layer)
     kinds,window = getattr(c,"layer_types",None),getattr(c,"sliding_window",None)
-    local = family_of(full_config(config)).windows and (not kinds or kinds[layer]=="sliding_attention")
-    if local and window and distance>=window: raise HeadError(f"Layer {layer} looks back at most {window-1} tokens, so it has "
-        f"no score at distance {distance}. Give a smaller distance, or readers in layers that see further.")
-    if p.get("rope_type")=="dynamic" and distance>=c.max_position_embeddings: raise HeadError(f"Distance {distance} lies beyond "
-        f"the trained context of {c.max_position_embeddings} tokens, where frequencies depend on the length of the text. Give a smaller one.")
+    local = families[c.model_type].windows and (not kinds or kinds[layer]=="sliding_attention")
+    if local and window and distance>=window:
+        raise HeadError(f"Layer {layer} looks back at most {window-1} tokens, so it has no score at distance "
+            f"{distance}. "
+            "Give a smaller distance, or readers in layers that see further.")
+    context = c.max_position_embeddings
+    if p.get("rope_type")=="dynamic" and distance>=context:
+        raise HeadError(f"Distance {distance} lies beyond the trained context of {context} tokens, where frequencies "
+            "depend on the length of the text. Give a smaller distance.")
 
 # %% ../nbs/03_composition.ipynb #c052
 @full_precision()
@@ -363,7 +379,7 @@ _measures = { # prepare one side, then compare (writer d_model r) with (d_model 
 def baseline(weights:AttentionWeights, # from `attention_weights`
              mode:str, # "Q", "K" or "V"
              method:str="pk", # "simple", "pk", "factor", "cka" or "procrustes"
-            )->Tensor: # (src_layer src_head dst_layer dst_head); zero where the writer does not come first, NaN for zero matrices
+            )->Tensor: # (src_layer src_head dst_layer dst_head); zero if the writer is not first, NaN for zero weights
     "A whole-head measure of the literature, for every causal pair"
     if method not in _measures: raise HeadError(f"Unknown measure {method!r}. Choose {', '.join(_measures)}.")
     if mode not in ("Q","K","V"): raise HeadError(f"Unknown mode {mode!r}. Choose Q, K or V.")

@@ -45,13 +45,17 @@ class Change:
     def where(self)->Head: return Head(self.layer,self.head)
 
 # %% ../nbs/04_interventions.ipynb #c006
+@full_precision()
 def _floats(x, what:str)->Tensor:
     "A float32 copy on the CPU that nobody else holds, or an `EditError`"
-    try: x = torch.as_tensor(x).detach().to("cpu",torch.float32,copy=True).contiguous()
+    try:
+        if not isinstance(x,Tensor): x = torch.as_tensor(x,dtype=torch.float64,device="cpu") # whatever the default type is
+        x = x.detach().to("cpu",torch.float32,copy=True).contiguous()
     except (TypeError,ValueError,RuntimeError) as e: raise EditError(f"{what} must be numbers, not {type(x).__name__}.") from e
     if not x.isfinite().all(): raise EditError(f"{what} has NaN or infinite values. Give finite ones.")
     return x
 
+@full_precision()
 def _check_change(c:Change):
     "Refuse shapes that do not fit, and directions that are not orthonormal"
     k = len(c.V)
@@ -62,6 +66,7 @@ def _check_change(c:Change):
     if off>1e-4: raise EditError(f"Directions of head {c.where} are not orthonormal (off by {off:.2g}). subspace_edit(..., orthonormal=True) makes them so.")
 
 # %% ../nbs/04_interventions.ipynb #c009
+@full_precision()
 def _changed(W:Tensor, # (d_head d_model) a head's W_O
              changes:list, # of this head, in order
             )->Tensor: # (d_head d_model) in the type and on the device of `W`
@@ -373,6 +378,7 @@ def _warn_degenerate(S:Tensor, h:Head, gains:dict):
         return
 
 # %% ../nbs/04_interventions.ipynb #c037
+@full_precision()
 def component_edit(model, # from `load_model`
                    gains, # component to gain; a name or several stand for gain 0
                    processing:str="folded", # of the weights whose components are meant: "folded" or "raw"
@@ -382,12 +388,13 @@ def component_edit(model, # from `load_model`
     o,w,wanted = _Outputs(model),_weights(model,processing),_gains(gains)
     check_heads(list(wanted),o.shape.n_layers,o.shape.n_heads)
     cs = {l:components(w,l) for l in {h.layer for h in wanted}}
-    changes = [Change(*h,_directions(cs[h.layer],h,list(g)),torch.tensor(list(g.values())),tuple(f"{h}.{i}" for i in g))
+    changes = [Change(*h,_directions(cs[h.layer],h,list(g)),list(g.values()),tuple(f"{h}.{i}" for i in g))
                for h,g in wanted.items()]
     for h,g in wanted.items(): _warn_degenerate(cs[h.layer].S[h.head],h,g)
     return Edit(changes,target_of(model,list(wanted)),_info(model,name,processing=processing))
 
 # %% ../nbs/04_interventions.ipynb #c048
+@full_precision()
 def subspace_edit(model, # from `load_model`
                   head, # in any form `parse_head` reads
                   V, # (k d_model) directions
@@ -461,7 +468,9 @@ def scaled(self:Edit,
            t:float, # 0 nothing, 1 this edit, in between a part of it, beyond more of it
           )->Edit:
     "The same edit, weaker or stronger"
-    part = lambda G: torch.eye(len(G))+t*(G-torch.eye(len(G)))
+    def part(G):
+        one = torch.eye(len(G),dtype=G.dtype,device=G.device)
+        return one+t*(G-one)
     return replace(self,changes=tuple(replace(c,G=part(c.G)) for c in self.changes),info=self.info|dict(name=f"{t:g} of {self.name}"))
 
 @patch
@@ -475,6 +484,7 @@ def permuted(self:Edit,
     return replace(self,changes=tuple(replace(c,G=torch.diag(g)) for c,g in zip(self.changes,dealt)),info=self.info|dict(name=f"{self.name}, permuted {seed}"))
 
 # %% ../nbs/04_interventions.ipynb #c057
+@full_precision()
 def _through(W:Tensor, # (d_head d_model) a head's W_O
              D:Tensor, # (n d_model) what is to be written
              h:Head,
@@ -506,6 +516,7 @@ def _z_hook(h:Head, pos, change):
     return f"blocks.{h.layer}.attn.hook_z",f
 
 # %% ../nbs/04_interventions.ipynb #c059
+@full_precision()
 def edit_hooks(model, # from `load_model`
                edit:Edit,
                pos=None, # (batch) one position per prompt, such as `prompts.pos("END")`; None for all
@@ -544,6 +555,7 @@ def edited_readout(model, prompts, edit, role="END", to=("IO","S1","S2"))->Reado
     return readout_with_edit(model,prompts,edit,"everywhere" if role is None else role,to)
 
 # %% ../nbs/04_interventions.ipynb #c064
+@full_precision()
 def coordinates(z, # (batch d_head) values of the head, (batch layer head d_head) of all, or a `Readout`
                 model, # from `load_model`
                 V, # (k d_model) orthonormal directions
@@ -557,6 +569,7 @@ def coordinates(z, # (batch d_head) values of the head, (batch layer head d_head
     return (put(z)@(put(o(h))@put(V).T)).to(z.device,torch.float32)
 
 # %% ../nbs/04_interventions.ipynb #c065
+@full_precision()
 def set_coordinates_hooks(model, # from `load_model`
                           head, # in any form `parse_head` reads
                           V, # (k d_model) orthonormal directions, of those the head can write
@@ -602,6 +615,7 @@ def _frame(model, c:Change, within:str, g)->tuple[Head,Tensor,tuple]: # head, di
     return c.where,torch.linalg.qr(rows.T)[0].T,tuple(f"random {i} in {within}" for i in range(k))
 
 # %% ../nbs/04_interventions.ipynb #c071
+@full_precision()
 def random_like(edit:Edit,
                 model, # the one it was made for
                 seed:int=0, # of the draw

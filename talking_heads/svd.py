@@ -65,7 +65,8 @@ def family_of(config:dict, # content of config.json
     kind = config.get("model_type")
     if kind in families: return families[kind]
     raise ModelError(f"No family record for model_type {kind!r}. Known: {', '.join(sorted(families))}. To add one, "
-        "put a `Family` with the names of its query, key, value and output projections and of its norms into `families`.")
+        "put a `Family` with the names of its query, key, value and output projections and of its norms into "
+        "`families`.")
 
 # %% ../nbs/02_svd.ipynb #cf01
 def _config_class(kind): # a class, or None for a model type that transformers does not know
@@ -207,7 +208,8 @@ def _raw_layer(f:Family, s:Shape, get, p:str, l:int)->LayerWeights:
 def _gain_inside(get, name:str, l:int, heads:int, d_head:int, offset:float)->Tensor: # (head or 1, 1, d_head)
     "The gain of a norm on queries or keys: one for every head alike, or one for each"
     g = get(name,l)
-    if g.numel() not in (d_head,heads*d_head): raise CheckpointError(f"Layer {l}: {name} has {g.numel()} numbers, but {heads} "
+    if g.numel() not in (d_head,heads*d_head):
+        raise CheckpointError(f"Layer {l}: {name} has {g.numel()} numbers, but {heads} "
         f"heads of {d_head} dimensions call for {d_head} or {heads*d_head}. Fetch or save the checkpoint again.")
     return g.view(-1,1,d_head)+offset
 
@@ -274,12 +276,14 @@ def _prefix(f:Family, t:_Tensors, name:str)->str:
     "What stands before layer names in this checkpoint"
     for p in f.prefixes:
         if f"{p}{f.layer.format(l=0)}{f.o}.weight" in t: return p
-    raise CheckpointError(f"{name} has no tensor {f.layer.format(l=0)}{f.o}.weight under any known prefix. Some names it has: {', '.join(list(t.where)[:3])}.")
+    raise CheckpointError(f"{name} has no tensor {f.layer.format(l=0)}{f.o}.weight under any known prefix. Some "
+        f"names it has: {', '.join(list(t.where)[:3])}.")
 
 def _check_depth(f:Family, s:Shape, t, name:str):
-    "Refuse a config that calls for fewer layers than there are; one that calls for more fails where the first is missing"
+    "Refuse a config that calls for fewer layers than there are; too many fail where the first is missing"
     for p in f.prefixes:
-        if (extra:=f"{p}{f.layer.format(l=s.n_layers)}{f.o}.weight") in t: raise CheckpointError(f"{name} has a tensor {extra}, but its config "
+        if (extra:=f"{p}{f.layer.format(l=s.n_layers)}{f.o}.weight") in t:
+            raise CheckpointError(f"{name} has a tensor {extra}, but its config "
             f"calls for {s.n_layers} layers. Config and weights are not of the same model: fetch or save it again.")
 
 # %% ../nbs/02_svd.ipynb #c022b
@@ -331,7 +335,8 @@ def _from_bridge(bridge, processing:str, center_writing:bool)->tuple: # checkpoi
     config = bridge.original_model.config.to_dict()
     done = getattr(bridge,"compatibility_mode",False)
     if done and (processing!="raw" or center_writing):
-        raise ModelError("This model is in compatibility mode: its weights are folded and centred already. Ask for raw, which takes them as they are.")
+        raise ModelError("This model is in compatibility mode: its weights are folded and centred already. Ask for "
+            "raw, which takes them as they are.")
     t,c = _BridgeTensors(bridge),getattr(bridge,"checkpoint",None)
     name = display_name(c) if c else plain_name(config.get("_name_or_path") or "bridge")
     return Checkpoint(name, None, "memory", t.sha256(), c and c.revision),config,t
@@ -359,7 +364,7 @@ def weights_in_memory(layers:list[LayerWeights], # all of the same sizes
 @full_precision()
 def thin_svd(A:Tensor, # (... m r) left factor
              B:Tensor, # (... r n) right factor
-            )->tuple[Tensor,Tensor,Tensor]: # U (... m k), S (... k) falling, Vh (... k n), with k the smallest of m, r, n
+            )->tuple[Tensor,Tensor,Tensor]: # U (... m k), S (... k) falling, Vh (... k n); k: least of m r n
     "SVD of `A @ B` without ever forming it: two QRs and a small core"
     Qa,Ra = torch.linalg.qr(A)
     Qb,Rb = torch.linalg.qr(B.mT)

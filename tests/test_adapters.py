@@ -127,6 +127,20 @@ def test_a_failed_export_leaves_nothing(toy, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError): export(component_edit(toy, "1.0.0"), toy, tmp_path/"x")
     assert list(tmp_path.iterdir()) == []
 
+@torch.no_grad()
+def test_a_gain_of_zero_baked_in_is_a_component_less(tmp_path):
+    "The baked model has no such direction any more, which is said; edits of the others fit it, and audits of it run"
+    from talking_heads.audit import Plan, audit
+    model = load_model(str(tiny.save("llama", tmp_path/"m")), device="cpu")
+    rank = model.cfg.d_head
+    baked = load_model(str(bake(component_edit(model, "1.0.0", "raw"), model, tmp_path/"b")), device="cpu")
+    with pytest.raises(EditError, match=f"writes {rank-1} directions"): component_edit(baked, f"1.0.{rank-1}", "raw")
+    edit = component_edit(baked, {"1.0.0": 0., "1.1.0": 2.}, "raw")
+    with edited(baked, edit): want = baked(tokens())
+    assert far(plain(bake(edit, baked, tmp_path/"c"))(tokens()).logits, want) < 1e-4
+    a = audit(baked, edit, plan=Plan(text=1, ioi=30, lists=(2,), per_template=3, contrast=(), induction=2))
+    assert "kl" in a.untested and a.verdicts.rule.is_unique
+
 @pytest.mark.parametrize("form, how", [("adapter", "disable_adapter"), ("checkpoint", "Load the base model instead")])
 def test_the_card_says_what_was_done(toy, form, how):
     edit = component_edit(toy, {"1.0.0": 0, "2.3.4": 1.75}, name="louder & quieter")

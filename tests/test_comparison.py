@@ -128,7 +128,7 @@ def test_different_processing_is_explained_and_shares_no_row(put, two, th_compar
     c = compare_runs([two[0], put("raw", raw)])
     assert c.comparable and shared(c, "weights") == {1} and not len(apart(c.frame))
     names = set(c.frame[c.frame.section == "weights"].measure)
-    assert {"average precision of components, Q (folded weights)", "average precision of components, Q (raw weights)"} <= names
+    assert {f"average precision of components, Q ({p} weights)" for p in ("folded", "raw")} <= names
     text = BeautifulSoup(comparison_html(c), "html.parser").select_one(".told").get_text()
     assert "invented-complete: folded; invented-raw: raw" in text and "verdicts on weights are not comparable" in text
     both = other(weights=made.weights() | dict(beside=dict(raw["weights"])))

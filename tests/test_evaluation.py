@@ -11,7 +11,7 @@ from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from talking_heads.base.core import *
 from talking_heads.evaluation import *
-from talking_heads.hooks import Readout, choice_logits, inhibition_score, logit_diff
+from talking_heads.hooks import Readout, choice_logits, inhibition_score, load_model, logit_diff, readout, task_args
 from talking_heads.data import laundry_list
 import tiny
 
@@ -243,3 +243,20 @@ def test_clusters_may_be_a_tensor():
     x, codes = torch.randn(60, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 5
     assert interval(x, clusters=codes) == interval(x, clusters=codes.tolist()) and interval(x, clusters=codes)["clusters"] == 5
     assert paired(x, x+1, clusters=codes) == paired(x, x+1, clusters=codes.tolist())
+
+def test_prompts_of_mixed_numbers_of_choices():
+    "Each prompt is judged among its own choices, alone and in a batch of several list lengths"
+    model = load_model("toy", device="cpu")
+    parts = [laundry_list(**task_args(model), n_items=n, n=6) for n in (7, 2, 9)]
+    mixed = parts[0]+parts[1]+parts[2]
+    r = readout(model, mixed, ())
+    rows = prompt_scores(r)
+    for p, row, logits, c in zip(mixed, rows.itertuples(), r.logits.double(), choice_logits(r)):
+        rest = max(float(logits[i]) for i in p.distractor_ids)
+        assert row.logit_diff == pytest.approx(float(logits[p.answer_id])-rest, abs=1e-5) and row.correct == (row.logit_diff > 0)
+        assert c.isfinite().sum() == row.n_items and torch.equal(c[:row.n_items].double(), logits[[p.answer_id, *p.distractor_ids]])
+    alone = pd.concat([prompt_scores(readout(model, p, ())) for p in parts], ignore_index=True)
+    assert alone.correct.tolist() == rows.correct.tolist() and set(list_scores(rows).n_items) == {2, 7, 9}
+    from dataclasses import replace
+    without = replace(mixed, prompts=tuple(replace(p, distractors=(), distractor_ids=()) for p in mixed))
+    with pytest.raises(TaskError, match="no distractors"): prompt_scores(replace(r, prompts=without))

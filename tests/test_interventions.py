@@ -532,3 +532,130 @@ def test_what_is_shown(toy):
     assert "two & more" in repr(e) and "two &amp; more" in e._repr_html_() and "1.1.1" in e._repr_html_()
     assert list(e.components.columns) == ["layer", "head", "name", "gain", "mixes"] and e.n_params == 2
     assert e.info["processing"] == "folded" and e.info["model"] == "toy" and e.target["model_type"] == "gpt2"
+
+@pytest.mark.parametrize("gains", [5, None, 1.5])
+def test_gains_of_no_component(toy, gains):
+    with pytest.raises(EditError, match="a dict of component to number"): component_edit(toy, gains)
+
+def test_directions_that_follow_from_each_other(toy):
+    "An orthonormal basis has a gain for each row only where the rows are independent"
+    V = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    for W in (V[[0, 0]], torch.cat([V, V.sum(0)[None]]), torch.randn(70, 64), torch.zeros(1, 64)):
+        with pytest.raises(EditError, match="span"): subspace_edit(toy, "1.0", W, 0., orthonormal=True)
+    Q = subspace_edit(toy, "1.0", V, 0., orthonormal=True).changes[0].V.double()
+    close(V.double()@Q.T@Q, V, 1e-5)
+    with pytest.raises(EditError): subspace_edit(toy, "1.0", 3., 0.)
+    with pytest.raises(EditError, match="then the model"): random_like(toy, component_edit(toy, "1.0.0"))
+
+def test_where_an_edit_acts_has_to_be_said(toy):
+    prompts, edit = the_prompts(toy), component_edit(toy, ["1.0.0", "1.0.1"])
+    with pytest.raises(TypeError): readout_with_edit(toy, prompts, edit)
+    with pytest.raises(TaskError, match="Where shall the edit act"): readout_with_edit(toy, prompts, edit, None)
+    with pytest.raises(TaskError, match="has the role 'item1'"): readout_with_edit(toy, prompts, edit, "item1")
+    with edited(toy, edit): want = readout(toy, prompts).logits
+    assert torch.equal(readout_with_edit(toy, prompts, edit, "everywhere").logits, want)
+    assert not torch.equal(readout_with_edit(toy, prompts, edit, "END").logits, want)
+    with pytest.warns(FutureWarning, match="readout_with_edit.*at='END'"): old = edited_readout(toy, prompts, edit)
+    assert torch.equal(old.logits, readout_with_edit(toy, prompts, edit, "END").logits)
+
+@pytest.fixture(params=["medium", "autocast", "float64", "bfloat16"])
+def setting(request):
+    "Switches of the process that must not reach an edit"
+    old = torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    if request.param == "medium": torch.set_float32_matmul_precision("medium")
+    if request.param in ("float64", "bfloat16"): torch.set_default_dtype(getattr(torch, request.param))
+    with torch.autocast("cpu", torch.bfloat16, enabled=request.param == "autocast"): yield request.param
+    torch.set_float32_matmul_precision(old[0]); torch.set_default_dtype(old[1])
+
+def made_of(toy):
+    "Edits, their weights and coordinates, made in every way that takes no SVD of the model"
+    g = torch.Generator().manual_seed(0)
+    V = torch.linalg.qr(torch.randn(64, 3, generator=g, dtype=torch.float32).double())[0].T
+    a = subspace_edit(toy, "1.0", V.float(), [.3, 1.7, 0.])
+    b = subspace_edit(toy, "1.0", torch.randn(2, 64, generator=g, dtype=torch.float32), .1, orthonormal=True)
+    all_ = [a, b, a.then(b), a.scaled(.3), a+subspace_edit(toy, "1.1", V, 2.), random_like(a, toy, 0, "residual"), a.permuted(1)]
+    z, out = torch.randn(5, 8, generator=g, dtype=torch.float32), []
+    for e in all_:
+        with edited(toy, e): out += [toy.blocks[1].attn.W_O.detach().clone(), coordinates(z, toy, e.changes[0].V, "1.0")]
+    return all_, out
+
+def test_edits_do_not_depend_on_switches(toy, setting, request):
+    got, weights = made_of(toy)
+    torch.set_float32_matmul_precision("highest"); torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu", enabled=False): want, same = made_of(toy)
+    assert got == want and all(torch.equal(a, b) for a, b in zip(weights, same))
+
+def plain_llama(tmp_path, **change):
+    return load_model(str(tiny.save("llama", tmp_path/"m", **change)), device="cpu")
+
+def test_a_head_that_writes_nothing(tmp_path):
+    model = plain_llama(tmp_path)
+    o = I._Outputs(model)
+    with torch.no_grad(): o(Head(1, 2)).zero_()
+    with pytest.raises(EditError, match="1.2 writes nothing"): component_edit(model, "1.2.0", "raw")
+    silent = subspace_edit(model, "1.2", torch.eye(48)[:2], 3.)
+    tokens = torch.randint(3, 60, (2, 7))
+    with torch.no_grad():
+        want = model(tokens)
+        with edited(model, silent): assert torch.equal(model(tokens), want)
+        with model.hooks(edit_hooks(model, silent)): close(model(tokens), want)
+    with pytest.raises(EditError, match="writes 0 directions"): random_like(silent, model, 0, "head")
+    with pytest.raises(EditError, match="cannot write"): set_coordinates_hooks(model, "1.2", torch.eye(48)[:1], [1.])
+    assert len(random_like(component_edit(model, "1.1.0", "raw"), model, 0, "residual").changes) == 1
+
+def test_heads_wider_than_the_residual_stream(tmp_path):
+    model = load_model(str(tiny.save("qwen3", tmp_path/"m", head_dim=64)), device="cpu")
+    edit = component_edit(model, {"1.0.0": 0., "1.0.40": 2.}, "raw")
+    with pytest.raises(EditError, match="components 0 to 47"): component_edit(model, "1.0.48", "raw")
+    tokens = torch.randint(3, 60, (2, 7))
+    with torch.no_grad():
+        with edited(model, edit): want = model(tokens)
+        with model.hooks(edit_hooks(model, edit)): close(model(tokens), want, 1e-3)
+    for within in ("components", "head", "other heads", "residual"):
+        with edited(model, random_like(edit, model, 0, within)): pass
+
+def test_components_that_are_none_alone_are_warned_of(tmp_path):
+    "Two equal singular values: one of the two is an arbitrary direction, both together are a plane"
+    model = plain_llama(tmp_path, num_key_value_heads=4)
+    o, d = I._Outputs(model), model.cfg.d_head
+    q = torch.linalg.qr(torch.randn(48, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0].T
+    v = next(p for n, p in o.params.items() if "layers.1." in n and "v_proj" in n)
+    with torch.no_grad():
+        v[:d] = torch.diag(torch.tensor([4., 4.]+[2.*.9**i for i in range(d-2)]))@torch.eye(d, 48)
+        o(Head(1, 0)).copy_(q)
+    for gains in ("1.0.0", {"1.0.0": 0., "1.0.1": 2.}):
+        with pytest.warns(UserWarning, match="1.0.0 and 1.0.1 have all but the same singular value"): component_edit(model, gains, "raw")
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for gains in (["1.0.0", "1.0.1"], "1.0.2", {"1.0.0": 1.}): component_edit(model, gains, "raw")
+
+@pytest.mark.parametrize("kind, says", [("talking_heads edit 2", "another form"), ("somebody's", "does not describe"), (None, "does not describe")])
+def test_edits_in_another_form(toy, tmp_path, kind, says):
+    component_edit(toy, "1.0.0").save(tmp_path)
+    about = json.loads((tmp_path/"edit.json").read_text())|dict(kind=kind)
+    (tmp_path/"edit.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=says): load_edit(tmp_path)
+    with pytest.raises(CheckpointError, match="not a folder"): load_edit(tmp_path/"edit.json")
+    with pytest.raises(CheckpointError, match="not a folder"): load_edit(tmp_path/"nowhere")
+
+@pytest.mark.slow
+def test_importing_changes_nothing_outside(tmp_path):
+    "Warnings, variables, defaults and generators are as whoever imports us had set them"
+    code = """
+import os, random, signal, sys, warnings, bleach, numpy, torch, transformers, transformer_lens, tqdm.auto, pandas, altair, papermill, nbconvert
+from transformer_lens.model_bridge import TransformerBridge
+def now():
+    return (list(warnings.filters), dict(os.environ), torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_float32_matmul_precision(),
+            torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()), altair.renderers.active, altair.data_transformers.active,
+            altair.theme.active, signal.getsignal(signal.SIGINT), sys.excepthook, list(sys.path), os.getcwd(), transformers.logging.get_verbosity(),
+            [(k, id(v)) for k, v in vars(TransformerBridge).items()])
+was = now()
+import importlib, pkgutil, talking_heads
+for m in pkgutil.iter_modules(talking_heads.__path__):
+    if m.name != "_modidx": importlib.import_module("talking_heads."+m.name)
+assert [i for i, (a, b) in enumerate(zip(was, now())) if a != b] == []
+"""
+    import subprocess
+    r = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]

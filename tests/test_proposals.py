@@ -25,8 +25,26 @@ def outcome(toy): return propose_and_audit(toy, Budget(ioi=None, lists=None, lag
 
 def test_budgets_are_read():
     assert parse_budget("kl=0.01, wrong=none lag=.3") == Budget(kl=.01, wrong=None, lag=.3) and parse_budget("") == Budget()
-    for bad in ("kl", "kl=x", "nothing=1", "strict=1", "kl=-1", "kl=inf", "kl=nan"):
+    assert parse_budget("wrong=4%, loss = 0.5%") == Budget(wrong=.04, loss=.005)
+    for bad in ("kl", "kl=x", "nothing=1", "strict=1", "kl=-1", "kl=inf", "kl=nan", "kl=", "=1", "kl=2%", "wrong=%", "wrong=5", "kl=1,kl=1"):
         with pytest.raises(TalkingHeadsError): parse_budget(bad)
+    for bad, near in (("Kl=1", "kl"), ("indcution=1", "induction"), ("list=1", "lists")):
+        with pytest.raises(TalkingHeadsError, match=f"Nearest: {near}"): parse_budget(bad)
+
+@pytest.mark.parametrize("change, says", [(dict(budget="kl=abc"), "not a number"), (dict(budget="kl=0"), "allows no edit"), (dict(how="quik"), "Unknown effort"),
+                                          (dict(device="gpu"), "no device"), (dict(device="cuda:99"), "cuda:99|CUDA")])
+def test_what_can_be_refused_is_refused_before_the_model_is_looked_for(monkeypatch, tmp_path, change, says):
+    from talking_heads import commands, hooks
+    def never(*args, **kw): raise AssertionError("the model was loaded")
+    monkeypatch.setattr(hooks, "load_model", never)
+    asked = dict(model="toy", budget="", out=str(tmp_path/"x"), how="tiny", full_audit=False, dry_run=False, baked=False, seed=0, device="cpu")|change
+    with pytest.raises(TalkingHeadsError, match=says): commands._edit(**asked)
+    assert not (tmp_path/"x").exists()
+
+def test_no_lists_no_gain(toy, outcome, monkeypatch):
+    from talking_heads.edits import proposals
+    monkeypatch.setattr(proposals, "propose_edit", lambda model, how, **kw: outcome)
+    with pytest.raises(TaskError, match="no gain can be shown"): propose_and_audit(toy, how="tiny", plan=replace(small, lists=()))
 
 def test_nothing_is_proposed_for_a_budget_of_zero(toy):
     with pytest.raises(TalkingHeadsError, match="allows no edit"): propose_and_audit(toy, Budget(kl=0.), "tiny", small)

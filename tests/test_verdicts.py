@@ -355,3 +355,33 @@ def test_toy_with_shuffled_heads(tmp_path):
     r = subprocess.run([str(Path(sys.executable).parent/"th_paper"), *args], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     assert yes not in {v["verdict"] for v in read_results(tmp_path/"run")["verdicts"]}
+
+# What an intervention moved, and what stands beside
+
+def test_moved_is_the_share_of_prompts_that_depend_on_the_target():
+    named = {0: [1, 1, 1], 1: [1, 2, 3], 2: [2, 2, 3], 3: [3, 3, 3]}
+    frame = pd.DataFrame([dict(prompt=b, target=t+1, item=i) for b, items in named.items() for t, i in enumerate(items)])
+    assert moved_share(frame) == .5
+
+def test_scores_beside_change_no_verdict():
+    w = random_weights()
+    alone = weights_evidence(w, pairs, "made up")
+    both = weights_evidence(w, pairs, "made up", beside=random_weights(1))
+    beside = both.pop("beside")
+    assert both == alone and beside["board"]["Q"] != alone["board"]["Q"] and beside["processing"] == "raw"
+    assert said(dict(weights=alone)) == said(dict(weights=both | dict(beside=beside)))
+
+def test_no_inhibition_head_without_inhibition(tmp_path):
+    "Where the untouched score's interval includes 0, a fall of it is noise and no head is called"
+    from talking_heads.hooks import _inhibition_rows, bootstrap_ci, derive_generator
+    from talking_heads.hooks import inhibition_score, load_model, readout, task_args
+    model = load_model(str(tiny.save("gpt2", tmp_path/"m")), device="cpu")
+    prompts = ioi(**task_args(model), n=24)
+    att, seen = readout(model, prompts).attention, set()
+    for h in range(4):
+        intact = inhibition_score(att[:, [2], [h]]).double()
+        there = bool(bootstrap_ci(intact, generator=derive_generator(0, "intact"))[0] > 0)
+        rows = _inhibition_rows(model, prompts, [Head(2, h)], 0)
+        assert there or not rows.called.any()
+        seen.add(there)
+    assert False in seen

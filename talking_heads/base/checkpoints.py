@@ -758,7 +758,7 @@ def display_name(c:Checkpoint, # from `find_checkpoint`
     "What results, pages and edits call a model"
     if given and given.strip(): return given.strip()
     if getattr(c,"gguf",None): return plain_name(re.sub(r"\.gguf$","",str(c.name),flags=re.I),c.sha256)
-    if c.source in ("embedded","hub") or c.path is None: return plain_name(c.name,c.sha256)
+    if c.source!="local" or c.path is None: return plain_name(c.name,c.sha256)
     return _own_name(c) or _folder_name(c.path) or f"{_kind_of(c)}-{c.sha256[:8]}"
 
 def plain_name(name:str, # as some results have it, perhaps a path

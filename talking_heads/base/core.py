@@ -398,7 +398,8 @@ _guard = dict(lock=threading.Lock(), inside=0, undo=None) # of the switches that
 def _precisions()->list: # (holder, name) of the switches for float32 products that this torch has
     "The newer switches, one for each backend"
     import torch
-    places = [getattr(torch.backends,b).matmul for b in ("mkldnn","cuda") if hasattr(getattr(torch.backends,b),"matmul")]
+    places = [getattr(torch.backends,b).matmul for b in ("mkldnn","cuda") if hasattr(getattr(torch.backends,b),
+        "matmul")]
     return [p for p in places if hasattr(p,"fp32_precision")]
 
 def _legacy_precision()->str|None: # None where the older and the newer switch contradict each other

@@ -89,6 +89,7 @@ def _variant_group(r:Reruns, prompts, g, changes, n, observers, to, logits):
     return check_stored(att,r.model),choices.cpu(),out.argmax(-1).view(len(g),n).cpu()
 
 # %% ../../nbs/circuits/removal.ipynb #c010
+@full_precision()
 def _removers(model, directions:list)->tuple[Tensor,Tensor]: # reads (direction d_head), backs (direction d_head)
     "For each (head, direction): `z - (z@read)*back` is z without it"
     W = {h:model.blocks[h.layer].attn.W_O[h.head].detach().double().cpu() for h,_ in directions}

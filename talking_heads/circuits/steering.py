@@ -60,11 +60,12 @@ def random_subspace(weights:AttentionWeights, # from `attention_weights`
     "A control of the same size in the same heads"
     names,g = [],derive_generator(seed,"random_subspace")
     for h,V in zip(like.heads,like.V):
-        free = [i for i in range(weights.shape.d_head) if f"{h}.{i}" not in like.names]
+        free = [i for i in range(weights.shape.rank) if f"{h}.{i}" not in like.names]
         names += [f"{h}.{free[i]}" for i in torch.randperm(len(free),generator=g)[:len(V)]]
     return subspace(weights,names)
 
 # %% ../../nbs/circuits/steering.ipynb #c009
+@full_precision()
 def _maps(model, s:Subspace)->list: # per head: head, reads (d_head k), backs (k d_head)
     "What turns values into coordinates, and back"
     out = []
@@ -326,7 +327,7 @@ def _arms(weights, names3:list, names8:list, n_items:int)->dict: # arm to subspa
     few,many = subspace(weights,names3),subspace(weights,names8)
     arms = {"3 chosen":few,"8 chosen":many}
     if n_items in (3,5,8): arms |= {"3 random":random_subspace(weights,few),"8 random":random_subspace(weights,many)}
-    if n_items==5: arms["all of both heads"] = subspace(weights,[f"{h}.{i}" for h in many.heads for i in range(weights.shape.d_head)]) # a ceiling
+    if n_items==5: arms["all of both heads"] = subspace(weights,[f"{h}.{i}" for h in many.heads for i in range(weights.shape.rank)]) # a ceiling
     return arms
 
 # %% ../../nbs/circuits/steering.ipynb #c031

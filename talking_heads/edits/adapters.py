@@ -19,6 +19,7 @@ from ..interventions import _Outputs, _original, _state
 from ..svd import *
 
 # %% ../../nbs/edits/adapters.ipynb #c005
+@full_precision()
 def lora_factors(edit:Edit,
                  model, # the one it was made for
                 )->dict: # module's name to A (rank heads*d_head) and B (d_model rank)

@@ -44,6 +44,7 @@ class Knobs:
     def __add__(self, other): return Knobs(self.heads+other.heads, torch.cat([self.read,other.read]), torch.cat([self.write,other.write]), self.names+other.names)
 
 # %% ../../nbs/edits/lifting.ipynb #c007
+@full_precision()
 def component_knobs(model, # from `load_model`
                     names, # components such as "8.10.1"
                     processing:str="folded", # of the weights whose components are meant
@@ -53,6 +54,7 @@ def component_knobs(model, # from `load_model`
     V,heads,names = torch.cat([c.V for c in changes]),[c.where for c in changes for _ in c.V],[n for c in changes for n in c.names]
     return Knobs(tuple(heads),V,V,tuple(names))
 
+@full_precision()
 def head_knobs(model, # from `load_model`
                heads, # heads in any form `parse_head` reads
                processing:str="folded", # of the weights whose components are meant
@@ -72,6 +74,7 @@ def matrix_knobs(knobs:Knobs, # of one head, orthonormal directions
     i,j = torch.arange(n).repeat_interleave(n),torch.arange(n).repeat(n)
     return Knobs(knobs.heads[:1]*(n*n), knobs.read[i], knobs.write[j], tuple(f"{knobs.names[a]} to {knobs.names[b]}" for a,b in zip(i,j)))
 
+@full_precision()
 def rotated_knobs(knobs:Knobs, # gains: read and write directions agree
                   model, # from `load_model`
                   seed:int=0, # of the rotation
@@ -85,6 +88,7 @@ def rotated_knobs(knobs:Knobs, # gains: read and write directions agree
     return sum(parts[1:],parts[0])
 
 # %% ../../nbs/edits/lifting.ipynb #c009
+@full_precision()
 def knob_edit(model, # from `load_model`
               knobs:Knobs,
               x:Tensor, # (n) learned numbers; 0 changes nothing
@@ -696,6 +700,7 @@ class Rank1:
     def edit(self, model, u:Tensor, name:str)->Edit: return rank1_edit(model,self.layer,*self._parts(u),name)
 
 # %% ../../nbs/edits/lifting.ipynb #c058
+@full_precision()
 def rank1_edit(model, # from `load_model`
                layer:int,
                a:Tensor, # (head*d_head) read direction over the heads' values

@@ -228,7 +228,7 @@ def _removed(v:_Voice, x:dict)->str:
     "What the removal of a component took, if there was something to take and something moved"
     intact,head = x.get("everywhere",{}).get("intact",{}),x.get("head") or {}
     if not _measured(x["relative"],x["largest_other"]) or intact.get("ci",(1,1))[0]<=0: return v("signal_none")
-    moved = x["ci"][0]>0 or head.get("ci",(0,0))[0]>0
+    moved = x.get("ci",(1,1))[0]>0 or head.get("ci",(0,0))[0]>0
     if not moved: return v("removal_none",component=x["component"])
     ci = x.get("relative_ci")
     ci = v("in_brackets",ci=_interval(v,*ci)) if ci else ""

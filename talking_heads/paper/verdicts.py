@@ -89,7 +89,7 @@ def _shares(s2:Tensor, # (component reader) squared scores
             S:Tensor, # (component) singular values
            )->Tensor: # (reader)
     "Part of each pair's squared score that its loudest component carries"
-    t = S.square()[:,None]*s2
+    t = S.square()[:,None]*s2.nan_to_num(0.) # what writes nothing carries nothing
     return t.amax(0)/t.sum(0).clamp_min(1e-30)
 
 def _isotropic_shares(spectrum:Tensor, S:Tensor, d_model:int, rng, n:int=200)->Tensor: # (n)

@@ -47,8 +47,10 @@ def writer_frames(c:Composition, # from `compose`
         def line(i, r): return _line(c,head,i,who[r],s[i,r],z[i,r])
         loudest = z.amax(1).topk(min(keep,len(z))).indices.tolist()
         best = z.amax(0).topk(min(keep,len(who))).indices.tolist()
-        parts += [line(i,int(z[i].argmax())) for i in loudest]
-        readers += [line(int(z[:,r].argmax()),r) for r in best]
+        pairs = [(i,int(z[i].argmax())) for i in loudest]
+        parts += [line(i,r) for i,r in pairs if not s[i,r].isnan()] # it writes, and is heard
+        pairs = [(int(z[:,r].argmax()),r) for r in best]
+        readers += [line(i,r) for i,r in pairs if not s[i,r].isnan()]
     return pd.DataFrame(parts),pd.DataFrame(readers)
 
 # %% ../../nbs/site/explorer.ipynb #c007

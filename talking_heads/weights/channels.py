@@ -32,10 +32,13 @@ class Channel:
 # %% ../../nbs/weights/channels.ipynb #c007
 def _html(self)->str:
     few = lambda xs: ", ".join(xs[:8])+(f" and {len(xs)-8} more" if len(xs)>8 else "")
-    rows = dict(mode=self.mode, writers=few(self.writers), readers=few(self.readers), score=f"{self.score:.3f}", z=f"{self.z:.1f}",
-                subspace=f"{len(self.subspace)} of {self.subspace.shape[1]} dimensions, {100*self.share:.0f}% along the first",
+    rows = dict(mode=self.mode, writers=few(self.writers), readers=few(self.readers), score=f"{self.score:.3f}",
+                z=f"{self.z:.1f}",
+                subspace=f"{len(self.subspace)} of {self.subspace.shape[1]} dimensions, {100*self.share:.0f}% along "
+                    "the first",
                 model=f"{self.provenance['model']}, {self.provenance['processing']}")
-    return "<table><caption>Channel</caption>"+"".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k,v in rows.items())+"</table>"
+    return "<table><caption>Channel</caption>"+"".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k,
+                                                       v in rows.items())+"</table>"
 Channel._repr_html_ = _html
 
 # %% ../../nbs/weights/channels.ipynb #c009
@@ -123,7 +126,8 @@ def strongest_pairs(c:Composition, # from `compose`
     for s,t,a,h,l,d,_,_ in cut:
         x = c.layers[l][...,d]
         z = robust_z(x.flatten()).view(x.shape)[a,h]
-        order = x[a,h].nan_to_num(-torch.inf).masked_fill(~counts[a,h],-torch.inf).topk(min(per_pair,x.shape[2]))
+        key = x[a,h].nan_to_num(-torch.inf)+2*counts[a,h] # scores are at most 1: those that count come first
+        order = key.topk(min(per_pair,len(key)))
         listed = [i for i,v in zip(order.indices.tolist(),order.values.tolist()) if v>-torch.inf]
         comps += [(s,t,f"{s}.{i}",float(x[a,h,i]),float(z[i])) for i in listed]
     return (pd.DataFrame(cut,columns="src dst src_layer src_head dst_layer dst_head score z".split()),
@@ -161,11 +165,14 @@ def trace_back(scores:dict, # mode to `Composition`, from `compose`
                min_share:float|None=None, # smallest share of its head; None for the rule of `share_floor`
               )->pd.DataFrame: # one row per pair: src dst src_layer dst_layer mode writer score z step
     "Who speaks to a head, who speaks to those, and so on"
-    if not steps or not all(steps): raise HeadError("Each step back needs a mode. Give at least one step, such as ('Q',).")
-    if gone:=set("".join(steps))-set(scores): raise HeadError(f"No scores for mode {', '.join(sorted(gone))}. Compose with all.")
+    if not steps or not all(steps):
+        raise HeadError("Each step back needs a mode. Give at least one step, such as ('Q',).")
+    if gone:=set("".join(steps))-set(scores):
+        raise HeadError(f"No scores for mode {', '.join(sorted(gone))}. Compose with all.")
     first = check_heads(reader,*scores[steps[0][0]].shape[:2])[0]
     front,rows,seen,tops = [first],[],set(),[top]*len(steps) if isinstance(top,int) else list(top)
-    if len(tops)!=len(steps): raise HeadError(f"{len(steps)} steps but {len(tops)} numbers of heads to follow. Give one, or one per step.")
+    if len(tops)!=len(steps):
+        raise HeadError(f"{len(steps)} steps but {len(tops)} numbers of heads to follow. Give one, or one per step.")
     for step,(allowed,n) in enumerate(zip(steps,tops),1):
         listed = lambda h,m: _loudest(scores[m],h,n,z,min_share)
         new = [r|dict(step=step) for h in front if h.layer for m in allowed for r in listed(h,m)]

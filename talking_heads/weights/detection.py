@@ -80,7 +80,7 @@ def resamples(L:int, # layers
               n:int=1000, # resamples
               seed:int=0, # of the resamples
              )->Tensor: # (resample reader) how often each is drawn
-    "Readers of layers 1 and up drawn with replacement: those with known writers among themselves, and the others among themselves"
+    "Readers of layers 1 and up drawn with replacement, those with known writers apart from the others"
     g,out = torch.Generator().manual_seed(seed),torch.zeros(n,L*H)
     known = torch.tensor(sorted({b.layer*H+b.head for _,b in edges}))
     others = torch.tensor([i for i in range(H,L*H) if i not in set(known.tolist())],dtype=torch.long)
@@ -101,7 +101,8 @@ def measure(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
     ap,auc = precision_and_roc(x,edges)
     boot = precision_and_roc(x,edges,resamples(*x.shape[:2],edges,n,seed))[0] if n else torch.full((1,),torch.nan)
     r,geo = edge_ranks(x,edges),lambda v: float(np.exp(np.log(v).mean()))
-    return dict(ap=float(ap),low=float(boot.quantile(.025)),high=float(boot.quantile(.975)),roc=float(auc),median=float(r.raw.median()),
+    return dict(ap=float(ap),low=float(boot.quantile(.025)),high=float(boot.quantile(.975)),roc=float(auc),
+                median=float(r.raw.median()),
         filtered=float(r.filtered.median()),geo=geo(r.raw),filtered_geo=geo(r.filtered))
 
 # %% ../../nbs/weights/detection.ipynb #c019

@@ -50,7 +50,8 @@ def isotropic_tail(lam:Tensor, # (... component) shares of a reader's squared si
     centre = .5-K3/(6*math.sqrt(2*math.pi)*K2.pow(1.5)) # the limit at the mean, where w and u vanish
     p = torch.where(w.abs()<1e-3, centre, tail).clamp(0,1)
     p = torch.where(inside,p,(x<=least).double())
-    return torch.where(lam.amax(-1)-least<=1e-6*lam.amax(-1),1.,p) # all directions are heard alike: no score is a surprise
+    return torch.where(lam.amax(-1)-least<=1e-6*lam.amax(-1),1.,
+                       p) # all directions are heard alike: no score is a surprise
 
 # %% ../../nbs/weights/nulls.ipynb #c015
 @full_precision()

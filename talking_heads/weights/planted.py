@@ -22,7 +22,8 @@ def make_spectrum(kind, # "flat", "power", or an `AttentionWeights` whose W_OV s
     "Singular values of one head"
     if kind=="flat": return torch.linspace(1,.7,r) # equal values would leave components undefined
     if kind=="power": return torch.arange(1,r+1.)**-.5
-    if isinstance(kind,str): raise HeadError(f"Unknown spectrum {kind!r}. Choose flat, power, or pass the attention weights of a model.")
+    if isinstance(kind,str):
+        raise HeadError(f"Unknown spectrum {kind!r}. Choose flat, power, or pass the attention weights of a model.")
     l,h = (int(torch.randint(n,(),generator=g)) for n in (kind.shape.n_layers,kind.shape.n_heads))
     S = write_directions(kind[l])[0][h]
     return torch.nn.functional.interpolate(S[None,None],r,mode="linear",align_corners=True)[0,0]
@@ -109,10 +110,12 @@ def plant(p:Plant=Plant(), # what to plant
     if p.n_heads%p.n_kv_heads: raise HeadError(f"{p.n_heads} query heads cannot share {p.n_kv_heads} KV heads evenly.")
     g = torch.Generator().manual_seed(p.seed)
     common = torch.linalg.qr(torch.randn(p.d_model,p.shared,generator=g))[0] if p.shared else None
-    Vh = torch.stack([torch.stack([_frame([],p.d_head,p.d_model,g,common,p.lean).T for _ in range(p.n_heads)]) for _ in range(p.n_layers)])
+    Vh = torch.stack([torch.stack([_frame([],p.d_head,p.d_model,g,common,
+                                          p.lean).T for _ in range(p.n_heads)]) for _ in range(p.n_layers)])
     chosen,layers = _choose(p,g),[]
     for l in range(p.n_layers):
         heard = {h:[Vh[a.layer,a.head,c] for a,c,b in chosen if b==Head(l,h)] for h in range(p.n_heads)}
         layers.append(_layer(p,{h:v for h,v in heard.items() if v},Vh[l],g,common))
-    truth = pd.DataFrame([(f"{a}.{c}",str(a),str(b),p.mode,p.strength) for a,c,b in chosen],columns="src src_head dst mode strength".split())
+    truth = pd.DataFrame([(f"{a}.{c}",str(a),str(b),p.mode,p.strength) for a,c,b in chosen],
+                         columns="src src_head dst mode strength".split())
     return weights_in_memory(layers,f"planted, seed {p.seed}"),truth

@@ -195,7 +195,7 @@ class Scan:
     distance:int|None=None # tokens from key to query, rotary models only
     device:str="cpu" # where the products run
     memory:int|str="4GB" # what may be used beyond Python and torch
-    min_share:float|None=None # smallest share of its head that a component must hold; None for 1/d_model, 0 for everybody
+    min_share:float|None=None # smallest share of its head that a component must hold; None for 1/d_model, 0 keeps all
 
 # %% ../../nbs/weights/scan.ipynb #c022
 def _readers(weights, job:Scan, l:int)->list: # (mode, layer, head)
@@ -237,8 +237,10 @@ def _checked(weights, job:Scan)->Scan:
     s = weights.shape
     readers = sorted(set(check_heads(list(job.readers),s.n_layers,s.n_heads))) if job.readers else ()
     floor = share_floor(s.d_model,job.min_share) if job.level=="component" else 0.
-    job = replace(job,modes="".join(dict.fromkeys(job.modes)),memory=parse_bytes(job.memory),readers=tuple(readers),min_share=floor)
-    if not job.modes or set(job.modes)-set("QKV"): raise HeadError(f"Unknown modes {job.modes!r}. Choose some of Q, K and V.")
+    job = replace(job,modes="".join(dict.fromkeys(job.modes)),memory=parse_bytes(job.memory),readers=tuple(readers),
+                  min_share=floor)
+    if not job.modes or set(job.modes)-set("QKV"):
+        raise HeadError(f"Unknown modes {job.modes!r}. Choose some of Q, K and V.")
     if job.level not in ("component","head"): raise HeadError(f"Unknown level {job.level!r}. Choose component or head.")
     if job.top<0: raise HeadError(f"--top {job.top}: give how many writers to keep per reader, or 0 for all.")
     if s.n_layers<2: raise HeadError("The model has one layer, so no head comes before another.")
@@ -295,7 +297,8 @@ def _key(weights, job:Scan)->dict:
 def _writers(run:RunFolder)->Path:
     "Where this model's write directions are kept: they serve every scan of the same weights in this folder"
     k = run.key
-    return run.path/"writers"/hashlib.sha256(f"{k['sha256']} {k['processing']} {k['center_writing']}".encode()).hexdigest()[:16]
+    what = f"{k['sha256']} {k['processing']} {k['center_writing']}"
+    return run.path/"writers"/hashlib.sha256(what.encode()).hexdigest()[:16]
 
 # %% ../../nbs/weights/scan.ipynb #c027b
 def _run(weights, out, job)->RunFolder:
@@ -342,12 +345,14 @@ def _left_out(run:RunFolder, job:Scan, layers:list)->dict:
     S = torch.stack(S)
     here = present(S) if job.level=="component" else S[...,0]>0
     low = (shares(S)<job.min_share)&here if job.level=="component" else ~here&here
-    return dict(writers=here.numel(),min_share=job.min_share,below_min_share=int(low.sum()),write_nothing=int((~here).sum()))
+    return dict(writers=here.numel(),min_share=job.min_share,below_min_share=int(low.sum()),
+                write_nothing=int((~here).sum()))
 
 # %% ../../nbs/weights/scan.ipynb #c029
 _text = pa.dictionary(pa.int8(),pa.string())
 _schema = pa.schema([("model",_text),("revision",_text),("processing",_text),("mode",_text),
-    ("src_layer",pa.int16()),("src_head",pa.int16()),("src_component",pa.int16()),("dst_layer",pa.int16()),("dst_head",pa.int16()),
+    ("src_layer",pa.int16()),("src_head",pa.int16()),("src_component",pa.int16()),("dst_layer",pa.int16()),
+    ("dst_head",pa.int16()),
     ("score",pa.float32()),("z",pa.float32()),("p",pa.float64()),("q",pa.float64()),
     ("share",pa.float32()),("degenerate",pa.bool_()),("group",pa.int16())])
 
@@ -387,7 +392,8 @@ def _channels(run, t:pd.DataFrame, z:float=loud, n:int=200)->list[dict]:
     t = t[(t.src_component>=0)&(t.z>=z)].head(n)
     t = t.assign(src=[_name(r) for r in t.to_dict("records")],dst=[_name(r,"dst") for r in t.to_dict("records")])
     found = collect(t,lambda names: torch.stack([_direction(run,n) for n in names]),run.key)
-    return [dict(z=round(c.z,2),score=round(c.score,4),writers=c.writers,readers=c.readers,dimensions=len(c.subspace),along_first=round(c.share,3)) for c in found]
+    return [dict(z=round(c.z,2),score=round(c.score,4),writers=c.writers,readers=c.readers,dimensions=len(c.subspace),
+                 along_first=round(c.share,3)) for c in found]
 
 def _direction(run, name:str)->Tensor: # (d_model)
     "The stored write direction of a component"
@@ -397,22 +403,24 @@ def _direction(run, name:str)->Tensor: # (d_model)
         return f.get_slice("Vh")[h*d+c].clone() # a slice would keep the whole file in memory
 
 # %% ../../nbs/weights/scan.ipynb #c033
-_note = ("p is against isotropic writers, which real writers are not: it is a screen. Ranks and z within a reader are the evidence, "
+_note = ("p is against isotropic writers, which real writers are not: it is a screen. Ranks and z within a reader "
+    "are the evidence, "
          "and a score says who could be heard, not who speaks.")
 
 def _summary(weights, run, job, best, counts, n, left)->dict:
     "The content of scan.json"
     provenance = {k:v for k,v in run.key.items() if k!="code"}
     channels = {m:_channels(run,b) for m,b in best.items()} if job.level=="component" else {}
-    return dict(kind="talking_heads scan", version=1, provenance=provenance, versions=versions(), shape=vars(weights.shape),
+    return dict(kind="talking_heads scan", version=1, provenance=provenance, versions=versions(),
+                shape=vars(weights.shape),
         tests={m:int(c.sum()) for m,c in counts.items()}, rows=n, seconds=run.seconds, left_out=left,
         strongest={m:_pairs(b,50) for m,b in best.items()}, channels=channels, note=_note)
 
 def left_out(info:dict, # content of scan.json
             )->str: # empty if nobody is
     "Who a scan's summary passes over, in words"
-    n = info.get("left_out") or {}
-    parts = [f"{n['below_min_share']:,} that hold less than {n['min_share']:.2g} of their head"] if n.get("below_min_share") else []
+    n,parts = info.get("left_out") or {},[]
+    if n.get("below_min_share"): parts.append(f"{n['below_min_share']:,} that hold less than {n['min_share']:.2g} of their head")
     if n.get("write_nothing"): parts.append(f"{n['write_nothing']:,} that write nothing")
     said = f"Left out of {n['writers']:,} writers: {' and '.join(parts)}." if parts else ""
     if n.get("below_min_share"): said += " --min-share 0 keeps the former."
@@ -428,7 +436,8 @@ def has(self:RunFolder, name:str)->bool:
 def read_scan(out:Path, # folder of a scan
              )->pd.DataFrame: # with `src` and `dst` names added
     "The rows of a scan"
-    if not (Path(out)/"scan.parquet").is_file(): raise OutputError(f"{out} holds no scan.parquet. Run th_scan first, or check the folder.")
+    if not (Path(out)/"scan.parquet").is_file():
+        raise OutputError(f"{out} holds no scan.parquet. Run th_scan first, or check the folder.")
     t = pd.read_parquet(Path(out)/"scan.parquet")
     head = t.src_layer.astype(str)+"."+t.src_head.astype(str)
     comp = t.src_component.map(lambda c: "" if pd.isna(c) else f".{int(c)}")
@@ -466,7 +475,8 @@ def scan_charts(out:Path, # folder of a finished scan
 def _channel_table(found:list, n:int=15)->str:
     "The loudest channels of a mode as HTML, or a word on why there are none"
     if not found: return f"<p>None: no component stands out by a z of {loud:g} or more.</p>"
-    row = lambda c: f"<tr><td>{', '.join(c['writers'][:8])}</td><td>{', '.join(c['readers'][:8])}</td><td>{c['z']:.1f}</td></tr>"
+    cells = lambda c: (", ".join(c["writers"][:8]),", ".join(c["readers"][:8]),f"{c['z']:.1f}")
+    row = lambda c: f"<tr>{''.join(f'<td>{x}</td>' for x in cells(c))}</tr>"
     more = f"<p>The {n} loudest of {len(found)}; the others are in scan.json.</p>" if len(found)>n else ""
     return f"<table><tr><th>writers</th><th>readers</th><th>z</th></tr>{''.join(map(row,found[:n]))}</table>{more}"
 
@@ -478,7 +488,8 @@ def scan_page(out:Path, # folder of a finished scan
     info = json.loads((Path(out)/"scan.json").read_text())
     p,tested = info["provenance"],sum(info["tests"].values())
     where = f"{p['model']}{' at '+p['revision'] if p['revision'] else ''}"
-    what = f"{where}, weights {p['processing']}, {info['rows']:,} rows kept"+(f" of {tested:,} tested" if tested else ", whole heads")
+    of = f" of {tested:,} tested" if tested else ", whole heads"
+    what = f"{where}, weights {p['processing']}, {info['rows']:,} rows kept{of}"
     parts = [f"<h1>Scan of {escape(p['model'])}</h1><p>{escape(what)}. {escape(info['note'])}</p>"]
     if said:=left_out(info): parts.append(f"<p>{escape(said)}</p>")
     for title,chart in scan_charts(out).items(): parts.append(f"<h2>{escape(title)}</h2>{chart_html(chart.to_dict())}")
