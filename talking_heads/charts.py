@@ -16,7 +16,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from fastcore.basics import patch
+
 from .base.core import OutputError, TalkingHeadsError, atomic_path, write_json
+from .base.store import RunFolder
 from .base.vega import chart_html, chart_svg, mimebundle, page_font, page_inks
 
 # %% ../nbs/charts.ipynb #c007
@@ -1010,3 +1013,13 @@ def save_chart(chart:alt.TopLevelMixin, # any Altair chart
     with atomic_path(paths["svg"]) as tmp: tmp.write_text(chart_svg(spec), encoding="utf-8")
     write_json(spec, paths["spec"])
     return paths
+
+# %% ../nbs/charts.ipynb #c018
+@patch
+def chart(self:RunFolder, chart, # an Altair chart
+          name:str, # file name without ending
+          data:pd.DataFrame, # what it shows
+         ):
+    "Save a chart as JSON and SVG with its data, and return it for display"
+    save_chart(chart, self.path/"charts", name, data)
+    return chart

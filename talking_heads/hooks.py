@@ -4,26 +4,18 @@
 
 # %% auto #0
 __all__ = ['check_device', 'load_model', 'provenance', 'task_args', 'check_prompts', 'check_mode', 'check_roles',
-           'role_positions', 'check_finite', 'unread', 'Readout', 'readout', 'choice_logits', 'logit_diff',
-           'direct_logit_attribution', 'mean_z', 'ablation_hooks', 'ablate', 'prefix_cache', 'parts_of', 'fingerprint',
-           'active_hooks', 'check_quiet', 'check_same', 'Reruns', 'check_hooks', 'frozen', 'observe_hooks',
-           'check_stored', 'ablation_sweep', 'split_inputs', 'path_patch', 'repeated_tokens', 'stripe_scores',
-           'inhibition_score', 'find_heads']
+           'role_positions', 'check_finite', 'unread', 'Readout', 'last_logits_only', 'readout', 'one_role',
+           'joined_readouts', 'choice_logits', 'choice_columns', 'logit_diff', 'direct_logit_attribution']
 
 # %% ../nbs/01_hooks.ipynb #c003
-import copy, inspect
-from contextlib import contextmanager, nullcontext
+import inspect
 from dataclasses import dataclass
 from .base.core import * # first: it silences a warning of the next imports
 import pandas as pd, torch
-from fastcore.basics import patch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.head_detector import (get_duplicate_token_head_detection_pattern, get_induction_head_detection_pattern,
-    get_previous_token_head_detection_pattern)
-from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
+from transformer_lens.head_detector import get_previous_token_head_detection_pattern
 from .base.checkpoints import *
 from .data import *
 
@@ -382,7 +374,7 @@ class Readout:
                 "arise.")
 
 # %% ../nbs/01_hooks.ipynb #c022
-def _last_logits(model)->dict:
+def last_logits_only(model)->dict:
     "The argument that makes transformers compute the last position's logits only, where it exists"
     return {"logits_to_keep":1} if "logits_to_keep" in inspect.signature(model.original_model.forward).parameters else {}
 
@@ -425,7 +417,7 @@ def readout(model:TransformerBridge, # from `load_model`
            )->Readout: # on the CPU, in the order of `prompts`; raises `TaskError` on a missing role
     "One forward pass over `prompts`, and what it leaves behind"
     check_prompts(model,prompts)
-    to,key_pos,(query,) = check_roles(prompts,to),role_positions(prompts,to),_one_role(prompts,query)
+    to,key_pos,(query,) = check_roles(prompts,to),role_positions(prompts,to),one_role(prompts,query)
     query_pos,parts,order = prompts.pos(query),[],[]
     for g in progress(prompts.groups(batch_size), f"{prompts.task} forward"):
         parts.append(_read_group(model, prompts[g].tokens, query_pos[g], key_pos[g]))
@@ -436,7 +428,7 @@ def readout(model:TransformerBridge, # from `load_model`
     return Readout(prompts, query, join("logits"), join("attention"), to, join("z"), scales)
 
 # %% ../nbs/01_hooks.ipynb #c027
-def _one_role(prompts:Prompts, role)->tuple:
+def one_role(prompts:Prompts, role)->tuple:
     "The role that is asked for, in a tuple of one"
     names = check_roles(prompts,role)
     if len(names)!=1: raise TaskError(f"One role is wanted here, not {len(names)}: {role!r}. Call once for each.")
@@ -445,7 +437,7 @@ def _one_role(prompts:Prompts, role)->tuple:
 def _read_group(model, tokens:Tensor, query:Tensor, keys:Tensor)->dict:
     "`readout` for prompts of one length, moved to the CPU"
     out,tokens = _empty(model, len(tokens), keys.shape[1]),tokens.to(model.cfg.device)
-    def run(hooks): return model.run_with_hooks(tokens, fwd_hooks=hooks, **_last_logits(model))[:,-1]
+    def run(hooks): return model.run_with_hooks(tokens, fwd_hooks=hooks, **last_logits_only(model))[:,-1]
     logits = run(_readout_hooks(model, out, query, keys))
     parts = dict(logits=logits, attention=out["attention"], z=out["z"])
     for what,x in (parts|out["scales"]).items(): check_finite(x, model, _plural.get(what,"scales of norms"), run)
@@ -453,12 +445,21 @@ def _read_group(model, tokens:Tensor, query:Tensor, keys:Tensor)->dict:
 
 _plural = {"logits":"logits", "attention":"attention weights", "z":"values that heads mix"}
 
+# %% ../nbs/01_hooks.ipynb #c047
+def joined_readouts(prompts:Prompts, parts:list, order:list)->Readout:
+    "Readouts of parts, put back in the order of `prompts`"
+    back = torch.tensor(order).argsort()
+    cat = lambda f: torch.cat([f(p) for p in parts])[back]
+    scales = {k:cat(lambda p: p.scales[k]) for k in parts[0].scales}
+    logits,attention,z = (cat(lambda p: getattr(p,k)) for k in ("logits","attention","z"))
+    return Readout(prompts, parts[0].query, logits, attention, parts[0].roles, z, scales)
+
 # %% ../nbs/01_hooks.ipynb #c032
 def choice_logits(r:Readout)->Tensor: # (batch 1+most), the answer first; -inf where a prompt has fewer distractors
     "Logits of the answer and of the distractors"
-    return _choices(r.logits,r.prompts.choice_ids)
+    return choice_columns(r.logits,r.prompts.choice_ids)
 
-def _choices(logits:Tensor, ids:Tensor)->Tensor: # (batch d_vocab), (batch choice) with -1 for none
+def choice_columns(logits:Tensor, ids:Tensor)->Tensor: # (batch d_vocab), (batch choice) with -1 for none
     return logits.gather(1,ids.clamp_min(0)).masked_fill(ids<0,-float("inf"))
 
 def logit_diff(r:Readout)->Tensor: # (batch) logits; raises `TaskError` for a prompt without distractors
@@ -500,612 +501,3 @@ def direct_logit_attribution(model:TransformerBridge, # from `load_model`
         W_O = block.attn.W_O.detach().float().cpu()
         out.append(torch.einsum("bhd,hdm,bm->bh", r.z[:,l].float(), W_O, gl))
     return check_finite(torch.stack(out,1), model, "attributions")
-
-# %% ../nbs/01_hooks.ipynb #c044
-def mean_z(model:TransformerBridge, # from `load_model`
-           prompts:Prompts, # the distribution to average over
-           roles=("END",), # where: one role or several
-          )->dict[str,Tensor]: # role to (layer head d_head)
-    "Mean value mixture of every head at each role"
-    return {role:readout(model, prompts, to=(), query=role).z.mean(0) for role in check_roles(prompts,roles)}
-
-# %% ../nbs/01_hooks.ipynb #c045
-def ablation_hooks(model:TransformerBridge, # from `load_model`
-                   heads, # one head or several
-                   at:dict, # role to (batch) positions
-                   means:dict|None=None, # from `mean_z`; None ablates to zero
-                  )->list: # for `model.hooks` or `run_with_hooks`
-    "Hooks that replace the output of `heads` at given positions by its mean or by zero"
-    def silence(h:Head):
-        def hook(z, hook):
-            for role,pos in at.items():
-                if len(pos)!=len(z):
-                    raise HeadError(f"{len(pos)} positions of {role} for a batch of {len(z)}. Give one each.")
-                z[torch.arange(len(z)),pos,h.head] = 0 if means is None else means[role][h.layer,h.head].to(z)
-            return z
-        return hook
-    heads = check_heads(heads,model.cfg.n_layers,model.cfg.n_heads)
-    return [(f"blocks.{h.layer}.attn.hook_z",silence(h)) for h in heads]
-
-# %% ../nbs/01_hooks.ipynb #c046
-@torch.no_grad()
-def ablate(model:TransformerBridge, # from `load_model`
-           prompts:Prompts, # to run
-           heads, # one head or several, silenced together
-           roles=("END",), # where: one role or several
-           how:str="mean", # `"mean"` over `reference`, or `"zero"`
-           reference:Prompts|None=None, # distribution of the mean; `prompts` itself if None
-           to=("IO","S1","S2"), # key roles to read
-          )->Readout:
-    "`readout` with some heads silenced; the model is left as it was"
-    if how not in ("mean","zero"): raise HeadError(f"Unknown ablation {how!r}. Choose mean or zero.")
-    check_prompts(model,prompts)
-    roles,parts,order = check_roles(prompts,roles),[],[]
-    means = mean_z(model, reference or prompts, roles) if how=="mean" else None
-    for g in prompts.groups():
-        hooks = ablation_hooks(model, heads, {x:prompts[g].pos(x) for x in roles}, means)
-        with model.hooks(hooks): parts.append(readout(model,prompts[g],to))
-        order += g
-    return _joined(prompts, parts, order)
-
-# %% ../nbs/01_hooks.ipynb #c047
-def _joined(prompts:Prompts, parts:list, order:list)->Readout:
-    "Readouts of parts, put back in the order of `prompts`"
-    back = torch.tensor(order).argsort()
-    cat = lambda f: torch.cat([f(p) for p in parts])[back]
-    scales = {k:cat(lambda p: p.scales[k]) for k in parts[0].scales}
-    logits,attention,z = (cat(lambda p: getattr(p,k)) for k in ("logits","attention","z"))
-    return Readout(prompts, parts[0].query, logits, attention, parts[0].roles, z, scales)
-
-# %% ../nbs/01_hooks.ipynb #h052i
-import math, re, weakref
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
-from transformer_lens.hook_points import HookPoint
-
-# %% ../nbs/01_hooks.ipynb #h052b
-@torch.no_grad()
-def prefix_cache(model:TransformerBridge, # from `load_model`
-                 tokens:Tensor, # (batch pos) of one length
-                ): # transformers' cache; raises `ModelError` where the model keeps none of that form
-    "Keys and values of every position in every layer, also in layers with a sliding window"
-    cache,T = DynamicCache(config=model.original_model.config),tokens.shape[1]
-    cache.layers = [DynamicLayer() if l.is_sliding else l for l in cache.layers]
-    model(tokens, past_key_values=cache, use_cache=True, **_last_logits(model))
-    keys = [getattr(l,"keys",None) for l in cache.layers]
-    if len(keys)!=model.cfg.n_layers or any(k is None or k.shape[-2]!=T for k in keys):
-        raise ModelError("This model keeps no cache of earlier positions in every layer, or the installed transformers "
-            "names it otherwise than TransformerLens expects. Install the versions that settings.ini names.")
-    sums = torch.stack([x.float().sum() for l in cache.layers for x in (l.keys,l.values)])
-    def again(hooks): model.run_with_hooks(tokens, fwd_hooks=hooks, **_last_logits(model))
-    check_finite(sums, model, "keys and values", again)
-    return cache
-
-# %% ../nbs/01_hooks.ipynb #h052c
-def _sampled(p:Tensor)->Tensor:
-    "Values of every row and every column of a weight, all of a small one"
-    x,(*_,columns) = p.detach().reshape(-1),(1,*p.shape)
-    step = max(1,min(x.numel()//columns//2,columns-1)) if x.numel()>1<<15 else 1
-    while math.gcd(step,columns)>1: step -= 1
-    return x[::step]
-
-def _bits(params:list)->int:
-    "A number that any change of the samples changes; whole numbers, so that no order of summing matters"
-    total = 0
-    for kind in {(p.dtype,p.device) for p in params}:
-        x = torch.cat([_sampled(p) for p in params if (p.dtype,p.device)==kind])
-        bits = x.view({1:torch.uint8,2:torch.int16,4:torch.int32,8:torch.int64}[x.element_size()])
-        total += int((bits*torch.arange(1,len(bits)+1,device=bits.device)).sum())
-    return total
-
-# %% ../nbs/01_hooks.ipynb #h052e
-def parts_of(model:TransformerBridge, # from `load_model`
-             layers=(), # to be left out, with the final norm and the unembedding
-            )->list: # of modules, for `fingerprint`
-    "The modules of a model, hook points aside; all of them if no layer is left out"
-    upper = [*(model.blocks[l] for l in layers),model.ln_final,model.unembed] if len(layers) else []
-    out = {id(m) for u in upper for m in u.modules()}
-    return [m for m in model.original_model.modules() if id(m) not in out and not isinstance(m,HookPoint)]
-
-def fingerprint(modules:list, # from `parts_of`
-               )->tuple: # to be compared with another one
-    "What tells in a moment whether weights, modules, or torch's own hooks are the same as before"
-    params,parts,hooks = {},[],[]
-    for m in modules:
-        params |= {id(p):p for p in m._parameters.values() if p is not None}
-        parts += [id(c) for c in m._modules.values()]
-        hooks += [k for known in (m._forward_pre_hooks,m._forward_hooks) for k,f in known.items() if _foreign(f)]
-    return _bits(list(params.values())),tuple(parts),tuple(hooks)
-
-def _foreign(hook)->bool:
-    "Is this the user's, and not the bridge's own wiring?"
-    return not getattr(hook,"__module__","").startswith("transformer_lens")
-
-# %% ../nbs/01_hooks.ipynb #h052d
-def active_hooks(model:TransformerBridge, # from `load_model`
-                )->list[str]: # names of hook points, in no order
-    "Hook points that carry hooks now, the bridge's own wiring aside"
-    return [h.name for h in model.hook_points() if any(_foreign(x.user_hook) for x in (*h.fwd_hooks,*h.bwd_hooks))]
-
-def check_quiet(model:TransformerBridge, # from `load_model`
-               )->None: # raises `ModelError`
-    "Refuse a model with active hooks, where only some positions or layers are about to run"
-    if on := active_hooks(model): raise ModelError(f"The model carries hooks (on {on[0]}), and what follows runs END "
-        "alone, or some layers alone, where they would act otherwise than in a whole pass. Leave the block of "
-        "model.hooks; hooks may be passed to Reruns.run.")
-
-# %% ../nbs/01_hooks.ipynb #h052f
-def check_same(got:Tensor, # logits by a fast pass
-               want:Tensor, # by a whole one
-               what:str, # was not run, for the message
-              )->None: # raises `ModelError`
-    "Refuse an architecture for which a fast pass does not give what a whole pass gives"
-    off,most = float((got-want).abs().max()),float(want.abs().max())
-    eps = max(torch.finfo(x).eps for x in (want.dtype,torch.float32)) # a softmax may be in float32 in any model
-    if not off<=eps**.5*most: raise ModelError(f"Running {what} does not give this model's own "
-        f"logits (off by {off:.2g} of {most:.2g}), so it cannot be studied that way. ablate and readout run whole "
-        "prompts.")
-
-_tried = weakref.WeakKeyDictionary() # model to the lengths at which its cache was tried
-
-# %% ../nbs/01_hooks.ipynb #c053
-class Reruns:
-    "Runs a batch of equal-length prompts again and again, only END being computed"
-    def __init__(self, model:TransformerBridge, # from `load_model`, without active hooks
-                 prompts:Prompts, # all of one length
-                ):
-        check_prompts(model,prompts)
-        check_quiet(model)
-        tokens = prompts.tokens.to(model.cfg.device)
-        if not bool(prompts.mask.all()):
-            raise TaskError("Reruns needs prompts of one length. Take them from `prompts.groups()`.")
-        if tokens.shape[1]<2: raise TaskError("Reruns needs prompts of at least two tokens.")
-        self.model,self.prompts,self.last = model,prompts,tokens[:,-1:]
-        self.cache = prefix_cache(model,tokens[:,:-1])
-        self._parts = parts_of(model)
-        self._made_with = fingerprint(self._parts)
-        self._try(tokens)
-
-# %% ../nbs/01_hooks.ipynb #c055
-@patch
-def _copies(self:Reruns, n:int, start:int=0):
-    "A cache for `n` variants of each prompt, prompt by prompt, sharing memory where it can; layers before `start` stay single"
-    c = copy.copy(self.cache)
-    c.layers = [copy.copy(l) for l in self.cache.layers]
-    if n>1:
-        for l in c.layers[start:]: l.batch_repeat_interleave(n)
-    return c
-
-# %% ../nbs/01_hooks.ipynb #c057
-@contextmanager
-def _passed_over(model:TransformerBridge, n:int):
-    "Inside the block, layers before `n` hand on what they are given"
-    blocks = [b.original_component for b in list(model.blocks)[:n]] # a bridge block keeps its `forward` there
-    was = [b.__dict__.get("forward") for b in blocks]
-    def hand_on(x, *args, **kw): return x
-    try:
-        for b in blocks: b.forward = hand_on
-        yield
-    finally:
-        for b,f in zip(blocks,was):
-            if f is None: b.__dict__.pop("forward",None)
-            else: b.forward = f
-
-# %% ../nbs/01_hooks.ipynb #c057b
-@patch
-def entering(self:Reruns, layer:int)->Tensor: # (batch d_model)
-    "The residual stream at END that enters a layer; one pass finds it for all layers"
-    self._check_fresh()
-    _check_span(self.model,layer,None)
-    return self._enters(layer)
-
-@patch
-@torch.no_grad()
-def _enters(self:Reruns, layer:int)->Tensor:
-    "`entering` without its checks"
-    if not hasattr(self,"_entering"):
-        found = {}
-        def keep(l):
-            def hook(x, hook): found[l] = x[:,-1]
-            return f"blocks.{l}.hook_in",hook
-        self._pass([keep(l) for l in range(self.model.cfg.n_layers)])
-        self._entering = found
-    return self._entering[layer]
-
-# %% ../nbs/01_hooks.ipynb #h057d
-def _check_span(model, first:int, stop:int|None):
-    "Refuse layers that are not there"
-    L = model.cfg.n_layers
-    if not 0<=first<L: raise HeadError(f"Layer {first} does not exist: choose a first layer from 0 to {L-1}.")
-    if stop is not None and not first<=stop<=L:
-        raise HeadError(f"A run from layer {first} cannot stop at layer {stop}. Choose one from {first} to {L}.")
-
-def _passes(name:str, first:int, stop:int|None)->bool:
-    "Does a run of layers `first` to before `stop` pass this hook point?"
-    layer = re.match(r"blocks\.(\d+)\.",name)
-    if layer: return first<=int(layer[1]) and (stop is None or int(layer[1])<stop)
-    return stop is None if name.startswith(("ln_final","unembed")) else first==0
-
-def check_hooks(model:TransformerBridge, # from `load_model`
-                names, # of hook points, or filters of names
-                first:int, # first layer that runs
-                stop:int|None=None, # first layer that does not run; None for all, and the unembedding
-               )->None: # raises `HeadError`
-    "Refuse hooks on points that a run of some layers does not pass"
-    for name in names:
-        for n in [name] if isinstance(name,str) else [x for x in model.hook_dict if name(x)]:
-            if not _passes(n,first,stop): raise HeadError(f"A run from layer {first} to "
-                f"{'the end' if stop is None else f'layer {stop}'} does not pass {n}, so a hook there would do "
-                "nothing. Start lower or stop later.")
-
-# %% ../nbs/01_hooks.ipynb #c059
-@contextmanager
-def frozen(model:TransformerBridge):
-    "No gradients for the model's parameters inside the block; after it, as before"
-    trained = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for p in trained: p.requires_grad_(False)
-        yield
-    finally:
-        for p in trained: p.requires_grad_(True)
-
-# %% ../nbs/01_hooks.ipynb #c060
-@patch
-def run(self:Reruns, hooks:list=(), # (hook name, function); activations have one position, END
-        n:int=1, # variants per prompt: rows `i*n` to `i*n+n-1` belong to prompt `i`
-        stop_at_layer:int|None=None, # return the residual stream entering this layer instead of logits
-        start_at_layer:int=0, # first layer that is computed; no hook may be in an earlier one
-        grad:bool=False, # keep what a backward pass needs
-       )->Tensor: # (batch*n d_vocab) logits or (batch*n d_model)
-    "Run END once more under `hooks`"
-    self._check_fresh()
-    return self._run(hooks,n,stop_at_layer,start_at_layer,grad)
-
-@patch
-def _run(self:Reruns, hooks:list, n:int=1, stop:int|None=None, first:int=0, grad:bool=False)->Tensor:
-    "`run` where nobody can have changed the model meanwhile"
-    hooks = list(hooks)
-    _check_span(self.model,first,stop)
-    check_hooks(self.model,[name for name,_ in hooks],first,stop)
-    what = "logits" if stop is None else "values of the residual stream"
-    return check_finite(self._pass(hooks,n,stop,first,grad), self.model, what, lambda more: self._pass(hooks+more,n))
-
-# %% ../nbs/01_hooks.ipynb #h060b
-@patch
-def _check_fresh(self:Reruns):
-    "Refuse to go on with a cache that belongs to a model as it was before"
-    check_mode(self.model)
-    check_quiet(self.model)
-    if fingerprint(self._parts)!=self._made_with: raise ModelError("The model's weights, or its hooks, were changed "
-        "since this cache of earlier positions was made, so a run would mix two models. Make it anew.")
-
-@patch
-def _pass(self:Reruns, hooks:list, n:int=1, stop:int|None=None, first:int=0, grad:bool=False)->Tensor:
-    "`run` without any check"
-    model,kw = self.model,{} if stop in (None,self.model.cfg.n_layers) else {"stop_at_layer":stop}
-    if first:
-        x = self._enters(first).repeat_interleave(n,0)[:,None]
-        def enter(y, hook): return x
-        hooks = [(f"blocks.{first}.hook_in",enter)]+hooks
-    tokens = self.last.repeat_interleave(n,0)
-    with (model.hooks(hooks), frozen(model) if grad else nullcontext(), _passed_over(model,first),
-          torch.set_grad_enabled(grad)):
-        return model(tokens, past_key_values=self._copies(n,first), **kw)[:,-1]
-
-# %% ../nbs/01_hooks.ipynb #h060c
-@patch
-@torch.no_grad()
-def _try(self:Reruns, tokens:Tensor):
-    "Once for each model and length: END by the cache must be END of the whole prompt"
-    known = _tried.setdefault(self.model,set())
-    if tokens.shape[1] in known: return
-    def whole(hooks): return self.model.run_with_hooks(tokens[:1], fwd_hooks=hooks, **_last_logits(self.model))[:,-1]
-    want = check_finite(whole([]), self.model, "logits", whole)
-    check_same(self._pass([])[:1], want, "END alone")
-    known.add(tokens.shape[1])
-
-# %% ../nbs/01_hooks.ipynb #c063
-def observe_hooks(heads:list[Head], # observers
-                  keys:Tensor, # (batch role) positions
-                  n:int, # variants per prompt
-                  out:Tensor, # (batch n observer role) where it is stored
-                 )->list: # for `Reruns.run`
-    "Hooks that store the observers' attention from END in `out`"
-    def watch(j, h):
-        def hook(x, hook):
-            row = x[:,h.head,-1].view(len(keys),n,-1)
-            out[:,:,j] = row.gather(-1, keys[:,None].expand(-1,n,-1).to(row.device)).to(out)
-        return hook
-    return [(f"blocks.{h.layer}.attn.hook_pattern",watch(j,h)) for j,h in enumerate(heads)]
-
-def check_stored(x:Tensor, # all NaN at first, from `unread`
-                 model:TransformerBridge,
-                )->Tensor: # `x`; raises `ModelError` where something was never stored
-    "Attention that hooks stored, or an error if some of it was never read"
-    return check_finite(x, model, "attention weights", lambda hooks: None)
-
-# %% ../nbs/01_hooks.ipynb #h063b
-@patch
-@torch.no_grad()
-def attention(self:Reruns, observers:list, # of `Head`
-              to, # key roles
-             )->Tensor: # (batch observer role)
-    "The intact attention of some heads from END"
-    keys = role_positions(self.prompts,to)
-    out = unread(self.model,len(keys),1,len(observers),keys.shape[1])
-    if observers: self.run(observe_hooks(observers,keys,1,out), stop_at_layer=1+max(h.layer for h in observers))
-    return check_stored(out,self.model)[:,0]
-
-# %% ../nbs/01_hooks.ipynb #c064
-def _silence_each(means:Tensor, # (head d_head)
-                  batch:int, # prompts
-                 ):
-    "A hook on `hook_z` that silences head j in variant j"
-    n = len(means)
-    def hook(z, hook):
-        z = z.view(batch,n,1,n,-1)
-        for j in range(n): z[:,j,0,j] = means[j].to(z)
-        return z.view(batch*n,1,n,-1)
-    return hook
-
-def _without_each(runs:Reruns, layer:int, means:Tensor, observers:list, keys:Tensor)->Tensor:
-    "The attention (batch head observer role) of observers above `layer` with each of its heads silenced in turn"
-    n,last = len(means),max(h.layer for h in observers)
-    out = unread(runs.model,len(keys),n,len(observers),keys.shape[1])
-    hooks = [(f"blocks.{layer}.attn.hook_z",_silence_each(means,len(keys)))]+observe_hooks(observers,keys,n,out)
-    runs._run(hooks,n,last+1,layer)
-    return check_stored(out,runs.model)
-
-# %% ../nbs/01_hooks.ipynb #h064b
-def _some_heads(model, heads)->list[Head]:
-    "Heads to watch, at least one"
-    heads = check_heads(heads,model.cfg.n_layers,model.cfg.n_heads)
-    if not heads: raise HeadError("No head is named to be watched. Name at least one, such as 9.9.")
-    return heads
-
-# %% ../nbs/01_hooks.ipynb #c065
-@torch.no_grad()
-def ablation_sweep(model:TransformerBridge, # from `load_model`
-                   prompts:Prompts, # balanced over what the heads might tell apart
-                   observers, # heads whose attention is watched
-                   to=("IO","S1","S2"), # key roles
-                   batch_size:int=64, # prompts in one batch, before variants
-                  )->Tensor: # (batch layer head observer role); heads in an observer's layer or above do not change it
-    "The observers' attention from END with each head in turn mean-ablated at END"
-    c,observers = model.cfg,_some_heads(model,observers)
-    base,keys = readout(model,prompts,to),role_positions(prompts,to)
-    out = torch.stack([base.attention[:,h.layer,h.head] for h in observers],1)
-    out,means = out[:,None,None].repeat(1,c.n_layers,c.n_heads,1,1),base.z.mean(0)
-    for g in prompts.groups(batch_size):
-        runs,rows = Reruns(model,prompts[g]),torch.tensor(g)[:,None]
-        for l in progress(range(max(h.layer for h in observers)), "silencing heads"):
-            above = [j for j,h in enumerate(observers) if h.layer>l]
-            got = _without_each(runs, l, means[l], [observers[j] for j in above], keys[g])
-            out[rows,l,:,above] = got.permute(0,2,1,3).to(out)
-    return out
-
-# %% ../nbs/01_hooks.ipynb #c069
-@contextmanager
-def split_inputs(model:TransformerBridge):
-    "Separate query, key and value inputs per head inside the block; the setting is put back after it"
-    was = bool(model.cfg.use_split_qkv_input)
-    try:
-        model.set_use_split_qkv_input(True)
-        yield
-    finally: model.set_use_split_qkv_input(was)
-
-# %% ../nbs/01_hooks.ipynb #c070
-def _sent(model, h:Head, clean:Tensor, corrupted:Tensor)->Tensor: # (batch d_model)
-    "What changes in the residual stream at one position when `h` writes its corrupted output"
-    dz = (corrupted-clean)[:,h.layer,h.head]
-    return dz @ model.blocks[h.layer].attn.W_O[h.head].detach().to(dz)
-
-# %% ../nbs/01_hooks.ipynb #c071
-def _messages(model, prompts:Prompts, corrupted:Prompts, senders:list[Head], role:str)->Tensor: # (batch sender d_model)
-    "What each sender's message at `role` would change; partners must have the same lengths"
-    if [len(p.tokens) for p in prompts]!=[len(p.tokens) for p in corrupted]:
-        raise TaskError("Clean and corrupted prompts differ in length. Use corrupt.")
-    clean,dirty = (readout(model,p,(),role).z for p in (prompts,corrupted))
-    return torch.stack([_sent(model,s,clean,dirty) for s in senders],1)
-
-# %% ../nbs/01_hooks.ipynb #c072
-def _deliver(receivers:list[Head], senders:list[Head], messages:Tensor, pos:Tensor, mode:str)->list:
-    "Hooks that add message j to the receivers' inputs in variant j; `messages` (batch sender d_model), `pos` (batch)"
-    def add_to(h):
-        def hook(x, hook):
-            n,rows = len(senders),torch.arange(len(x))
-            m = torch.stack([messages[:,j]*(s.layer<h.layer) for j,s in enumerate(senders)],1).flatten(0,1)
-            x = x.clone() # the inputs of a layer's heads may share memory
-            x[rows,pos.repeat_interleave(n),h.head] += m.to(x)
-            return x
-        return hook
-    return [(f"blocks.{h.layer}.attn.hook_{mode.lower()}_input",add_to(h)) for h in dict.fromkeys(receivers)]
-
-# %% ../nbs/01_hooks.ipynb #c073
-def _observers(model, receivers:list, mode:str, observers)->list[Head]:
-    "Heads to watch; a KV head is no query head, so it cannot be watched itself"
-    if observers is not None: return _some_heads(model,observers)
-    kv = getattr(model.cfg,"n_key_value_heads",None) or model.cfg.n_heads
-    if mode!="Q" and kv!=model.cfg.n_heads:
-        raise HeadError(f"In mode {mode} the receivers are KV heads here. Say which heads to watch with `observers`.")
-    return receivers
-
-# %% ../nbs/01_hooks.ipynb #c074
-def _check_paths(model, senders:list, receivers:list, mode:str)->tuple[list[Head],list[Head]]:
-    "Heads parsed; a sender must come before at least one receiver"
-    if mode not in ("Q","K","V"): raise HeadError(f"Unknown mode {mode!r}. Choose Q, K or V.")
-    kv = getattr(model.cfg,"n_key_value_heads",None) or model.cfg.n_heads
-    senders = check_heads(senders,model.cfg.n_layers,model.cfg.n_heads)
-    receivers = check_heads(receivers,model.cfg.n_layers,model.cfg.n_heads if mode=="Q" else kv)
-    if not senders or not receivers: raise HeadError("A path needs a sender and a receiver. Name at least one of each.")
-    last = max(r.layer for r in receivers)
-    if late := [str(s) for s in senders if s.layer>=last]:
-        raise HeadError(f"Senders {', '.join(late)} are not in an earlier layer than any receiver.")
-    try: patching._check_direct_path_support(model, [s.layer for s in senders], "q")
-    except ValueError as e:
-        raise ModelError(f"{e} Path patching is not defined for this architecture; use ablate.") from e
-    return senders,receivers
-
-# %% ../nbs/01_hooks.ipynb #c075
-@torch.no_grad()
-def path_patch(model:TransformerBridge, # from `load_model`
-               prompts:Prompts, # clean
-               corrupted:Prompts, # partners of the same structure, from `corrupt`
-               senders, # heads; one variant each
-               receivers, # heads (KV heads in modes K and V), patched together
-               mode:str="Q", # `"Q"`, `"K"` or `"V"`: which input of the receivers
-               role:str="END", # where the message is sent and received
-               observers=None, # heads to watch; the receivers if None, where these are no KV heads of grouped queries
-               to=("IO","S1","S2"), # key roles to read
-              )->tuple[Tensor,Tensor]: # attention (batch sender observer role); logits (batch sender choice)
-    "Show the receivers, and nobody else, what each sender would have said on the corrupted prompt"
-    senders,receivers = _check_paths(model,senders,receivers,mode)
-    observers = _observers(model,receivers,mode,observers)
-    check_prompts(model,prompts)
-    to,(role,) = check_roles(prompts,to),_one_role(prompts,role)
-    messages,choices = _messages(model,prompts,corrupted,senders,role),prompts.choice_ids
-    order,parts = [],[]
-    with split_inputs(model):
-        for g in prompts.groups(16):
-            parts.append(_patch_group(model, prompts[g], choices[g], messages[g], senders, receivers, mode, role, observers, to))
-            order += g
-    back = torch.tensor(order).argsort()
-    return tuple(torch.cat(x)[back] for x in zip(*parts))
-
-# %% ../nbs/01_hooks.ipynb #c076
-def _patch_group(model, prompts, choices, messages, senders, receivers, mode, role, observers, to)->tuple[Tensor,Tensor]:
-    "`path_patch` for prompts of one length: only END where both ends are there, else the whole prompt"
-    n = len(senders)
-    if role=="END" and mode=="Q": att,logits = _patch_end(model,prompts,messages,senders,receivers,observers,to)
-    else: att,logits = _patch_whole(model,prompts,messages,senders,receivers,mode,role,observers,to)
-    return att, _choices(logits.cpu(),choices.repeat_interleave(n,0)).view(len(prompts),n,-1)
-
-def _patch_whole(model, prompts, messages, senders, receivers, mode, role, observers, to)->tuple[Tensor,Tensor]:
-    "The whole prompt runs in each variant"
-    n,keys = len(senders),role_positions(prompts,to)
-    att = unread(model,len(prompts),n,len(observers),len(to))
-    tokens = prompts.tokens.repeat_interleave(n,0).to(model.cfg.device)
-    hooks = _deliver(receivers,senders,messages,prompts.pos(role),mode)+observe_hooks(observers,keys,n,att)
-    def run(more): return model.run_with_hooks(tokens, fwd_hooks=hooks+more, **_last_logits(model))[:,-1]
-    logits = check_finite(run([]), model, "logits", run)
-    return check_stored(att,model),logits
-
-# %% ../nbs/01_hooks.ipynb #h076c
-def _patch_end(model, prompts, messages, senders, receivers, observers, to)->tuple[Tensor,Tensor]:
-    "END alone, from the first receiver's layer up; observers that no message can reach keep their intact attention"
-    n,first,keys = len(senders),min(r.layer for r in receivers),role_positions(prompts,to)
-    reached = [j for j,h in enumerate(observers) if h.layer>first or h in receivers]
-    still,runs = [j for j in range(len(observers)) if j not in reached],Reruns(model,prompts)
-    att = unread(model,len(prompts),n,len(observers),len(to))
-    att[:,:,still] = runs.attention([observers[j] for j in still],to)[:,None]
-    got = unread(model,len(prompts),n,len(reached),len(to))
-    hooks = _deliver(receivers,senders,messages,torch.zeros(len(prompts),dtype=torch.long),"Q")
-    logits = runs.run(hooks+observe_hooks([observers[j] for j in reached],keys,n,got), n, start_at_layer=first)
-    att[:,:,reached] = got
-    return check_stored(att,model),logits
-
-# %% ../nbs/01_hooks.ipynb #c084
-def repeated_tokens(model:TransformerBridge, # from `load_model`
-                    n:int=16, # sequences
-                    length:int=24, # random tokens, each sequence shown twice in a row; fewer where the model reads no more
-                    seed:int=0, # of the draw
-                   )->Tensor: # (n pos) with pos = 2*length, plus one where the model uses BOS
-    "Random tokens followed by the same tokens again"
-    special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)))
-    ids = torch.arange(min(len(model.tokenizer), model.cfg.d_vocab))
-    ids = ids[~torch.isin(ids,special)]
-    start = torch.full((n,int(bool(model.cfg.default_prepend_bos))), model.tokenizer.bos_token_id or 0)
-    length = min(length,(model.cfg.n_ctx-start.shape[1])//2)
-    half = torch.stack([ids[torch.randperm(len(ids),generator=derive_generator(seed,"tokens",i))[:length]] for i in range(n)])
-    return torch.cat([start,half,half],1)
-
-# %% ../nbs/01_hooks.ipynb #c086
-_stripes = {"previous_token":get_previous_token_head_detection_pattern, "duplicate_token":get_duplicate_token_head_detection_pattern,
-            "induction":get_induction_head_detection_pattern}
-
-def _stripe_masks(tokens:Tensor)->Tensor: # (stripe batch pos pos)
-    "Where each pattern attends, for each sequence"
-    masks = torch.stack([torch.stack([f(t[None]) for t in tokens]) for f in _stripes.values()])
-    masks[2] *= masks[2].sum(-1,keepdim=True)<=1
-    return masks
-
-# %% ../nbs/01_hooks.ipynb #c087
-@torch.no_grad()
-def stripe_scores(model:TransformerBridge, # from `load_model`
-                  tokens:Tensor, # (batch pos) from `repeated_tokens`
-                 )->dict[str,Tensor]: # class to (batch layer head), attention from 0 to 1
-    "Mean attention of every head along the previous-token, duplicate-token and induction stripes"
-    check_mode(model)
-    masks,tokens = _stripe_masks(tokens).to(model.cfg.device),tokens.to(model.cfg.device)
-    rows = masks.sum((-1,-2)).clamp(min=1)
-    out = unread(model,len(_stripes),len(tokens),model.cfg.n_layers,model.cfg.n_heads)
-    def score(l):
-        def hook(x, hook): out[:,:,l] = (torch.einsum("bhqk,sbqk->sbh",x.float(),masks.float())/rows[...,None]).cpu()
-        return f"blocks.{l}.attn.hook_pattern",hook
-    def run(hooks): return model.run_with_hooks(tokens, fwd_hooks=hooks, **_last_logits(model))
-    run([score(l) for l in range(model.cfg.n_layers)])
-    check_finite(out, model, "attention weights", run)
-    return dict(zip(_stripes,out))
-
-# %% ../nbs/01_hooks.ipynb #c089
-def inhibition_score(attention:Tensor, # (... observer role) with roles IO, S1, S2
-                    )->Tensor: # (...)
-    "Attention to IO minus attention to S1 and S2, averaged over observers"
-    return (attention[...,0]-attention[...,1]-attention[...,2]).mean(-1)
-
-# %% ../nbs/01_hooks.ipynb #c090
-def _scored(x:Tensor, cls:str, seed:int, floor:float=0., also:Tensor|None=None, sign:int=1)->pd.DataFrame:
-    "Rows of one class: mean of `x` (n layer head) with its interval; called if the interval of `sign*x` lies above 0 and its mean above `floor`"
-    low,high = bootstrap_ci(x.flatten(1).double(), dim=0, generator=derive_generator(seed,cls))
-    mean,heads = x.double().mean(0),[Head(l,h) for l in range(x.shape[1]) for h in range(x.shape[2])]
-    called = (sign*mean.flatten()>=floor)&((low if sign>0 else -high)>0)
-    if also is not None: called &= also.flatten()
-    return pd.DataFrame(dict(cls=cls, name=map(str,heads), layer=[h.layer for h in heads], head=[h.head for h in heads],
-        score=mean.flatten().numpy(), low=low.numpy(), high=high.numpy(), called=called.numpy(), n=len(x)))
-
-# %% ../nbs/01_hooks.ipynb #c091
-def _pattern_rows(model, seed:int, n:int)->pd.DataFrame:
-    "The three classes that random tokens show"
-    rows,floors = [],{"previous_token":.3,"duplicate_token":.2,"induction":.3}
-    for cls,x in stripe_scores(model, repeated_tokens(model,n,seed=seed)).items():
-        df = _scored(x, cls, seed)
-        df["called"] = df.low>floors[cls]
-        rows.append(df)
-    return pd.concat(rows)
-
-# %% ../nbs/01_hooks.ipynb #c092
-def _mover_rows(model, r:Readout, seed:int)->pd.DataFrame:
-    "Movers and negative movers from direct logit attribution and attention"
-    dla,att = direct_logit_attribution(model,r),r.attention.mean(0)
-    looks = (att[...,0]>att[...,1])&(att[...,0]>att[...,2])
-    able = bootstrap_ci(logit_diff(r).double(), generator=derive_generator(seed,"able"))[0]>0
-    floor = .05*float(logit_diff(r).mean()) if able else float("inf")
-    pos,neg = (_scored(dla, cls, seed, floor, looks, sign) for cls,sign in (("mover",1),("negative_mover",-1)))
-    return pd.concat([pos,neg])
-
-# %% ../nbs/01_hooks.ipynb #c094
-def _inhibition_rows(model, prompts:Prompts, movers:list, seed:int)->pd.DataFrame:
-    "Every earlier head by how much the movers' inhibition score falls without it"
-    base = readout(model,prompts)
-    intact = inhibition_score(torch.stack([base.attention[:,m.layer,m.head] for m in movers],1))
-    fall = intact[:,None,None]-inhibition_score(ablation_sweep(model,prompts,movers))
-    there = bootstrap_ci(intact.double(), generator=derive_generator(seed,"intact"))[0]>0 # a part of nothing is nothing
-    return _scored(fall, "inhibition", seed, .05*float(intact.mean()) if there else float("inf"))
-
-# %% ../nbs/01_hooks.ipynb #c095
-def find_heads(model:TransformerBridge, # from `load_model`
-               prompts:Prompts, # IOI, balanced over orders
-               seed:int=0, # of random tokens and bootstrap
-               n_ablate:int=120, # prompts for the ablation sweep, the first ones
-               n_random:int=16, # random-token sequences
-               r:Readout|None=None, # a readout of `prompts`, if there is one already
-              )->pd.DataFrame: # one row per class and head: cls, name, layer, head, score, low, high, called, n
-    "Score every head on six classes, with intervals, and say which are called"
-    r = r or readout(model,prompts)
-    if r.prompts!=prompts or (r.query,*r.roles)!=("END","IO","S1","S2"):
-        raise TaskError("This readout is not one of these prompts from END to IO, S1 and S2. Leave `r` out.")
-    rows = [_mover_rows(model, r, seed), _pattern_rows(model, seed, n_random)]
-    found = rows[0].query("cls=='mover' and called").nlargest(8,"score")
-    movers = [Head(a,b) for a,b in zip(found.layer,found["head"])]
-    if movers: rows.append(_inhibition_rows(model, prompts[:n_ablate], movers, seed))
-    return pd.concat(rows, ignore_index=True)

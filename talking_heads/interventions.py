@@ -22,7 +22,7 @@ from transformer_lens.utilities.statistics import derive_generator
 from .base.checkpoints import *
 from .data import *
 from .hooks import *
-from .hooks import _joined
+from .hooks import joined_readouts
 from .svd import *
 
 # %% ../nbs/04_interventions.ipynb #c005
@@ -546,7 +546,7 @@ def readout_with_edit(model, # from `load_model`
     out = {}
     for g in prompts.groups():
         with model.hooks(edit_hooks(model,edit,prompts[g].pos(at))): out[tuple(g)] = readout(model,prompts[g],to)
-    return _joined(prompts,list(out.values()),[i for g in out for i in g])
+    return joined_readouts(prompts,list(out.values()),[i for g in out for i in g])
 
 def edited_readout(model, prompts, edit, role="END", to=("IO","S1","S2"))->Readout:
     "Deprecated: the old name of `readout_with_edit`, which hid that it edits END alone"

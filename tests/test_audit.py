@@ -14,7 +14,7 @@ from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.hooks import *
 from talking_heads.interventions import *
-from talking_heads.tasks.probes import *
+from talking_heads.tasks.contrasts import *
 import tiny
 
 small = Plan(ioi=60, lists=(5,), per_template=10, induction=4)

@@ -14,7 +14,7 @@ import made_results as made
 from talking_heads.paper import brief as room
 from talking_heads.paper.brief import *
 from talking_heads.base.core import *
-from talking_heads.paper.runs import check_results
+from talking_heads.paper.sections import check_results
 
 pairs = [(name, lang) for name in made.every for lang in languages]
 heading = lambda key, lang: room._words[key][languages.index(lang)]
@@ -213,7 +213,7 @@ def test_what_could_not_be_tested_is_never_a_failure():
     assert "replicate" not in said and "再現せず" not in text(r, "sure", "ja")
 
 def test_every_kind_of_lack_has_its_words():
-    from talking_heads.paper.verdicts import lacks
+    from talking_heads.paper.claims import lacks
     assert {f"w_{k}" for k in lacks} == {k for k in room._words if k.startswith("w_")} - {"w_unknown"}
 
 @pytest.mark.parametrize("change,says", [

@@ -12,7 +12,8 @@ import pytest
 
 import tiny
 from talking_heads.base.core import *
-from talking_heads.paper.runs import *
+from talking_heads.paper.sections import *
+from talking_heads.base.store import *
 
 bin = Path(sys.executable).parent
 few = [x for k, v in dict(n_prompts=30, n_ablate=12, n_list=12, n_list_other=6, list_lengths="[2,3,5]", list_lengths_other="[3]").items() for x in ("-p", k, str(v))]

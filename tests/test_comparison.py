@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 import made_results as made
 from talking_heads.paper.comparison import *
 from talking_heads.base.core import *
-from talking_heads.paper.report import page as write_page
+from talking_heads.base.pages import page as write_page
 
 @pytest.fixture
 def put(tmp_path):

@@ -26,7 +26,7 @@ def test_symbols_agree_with_inspect():
     "Names, defaults and docstrings read from the text are those of the imported functions"
     import inspect
     from talking_heads.base import core
-    from talking_heads.paper import runs
+    from talking_heads.paper import sections as runs
     for mod in (core, runs):
         found = {s.name:s for s in symbols(Path(mod.__file__).read_text())}
         own = [o for n,o in vars(mod).items() if getattr(o,"__module__","")==mod.__name__ and not n.startswith("_")]

@@ -11,7 +11,8 @@ from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from talking_heads.base.core import *
 from talking_heads.evaluation import *
-from talking_heads.hooks import Readout, choice_logits, inhibition_score, load_model, logit_diff, readout, task_args
+from talking_heads.hooks import Readout, choice_logits, load_model, logit_diff, readout, task_args
+from talking_heads.circuits.finding import inhibition_score
 from talking_heads.data import laundry_list
 import tiny
 

@@ -15,11 +15,17 @@ from talking_heads.data import *
 from talking_heads.circuits.forecast import auroc, fit_forecaster, forecast_frame
 from talking_heads.hooks import *
 from talking_heads.interventions import component_edit, edited, edited_readout, set_coordinates_hooks
-from talking_heads.edits.lifting import Suffix, choose, component_knobs, judge, lessons
-from talking_heads.tasks.probes import preference
+from talking_heads.edits.upper_layers import Suffix
+from talking_heads.edits.training import choose
+from talking_heads.edits.parametrisations import component_knobs
+from talking_heads.edits.evaluation_sets import judge
+from talking_heads.edits.training_data import lessons
+from talking_heads.tasks.contrasts import preference
 from talking_heads.circuits.removal import *
 from talking_heads.circuits.steering import Subspace, _setting, fit_attention, fit_gradient, natural
 from talking_heads.svd import attention_weights, components
+from talking_heads.circuits.patching import *
+from talking_heads.circuits.finding import *
 
 L, N = 5, 4 # layers, heads
 slid = {"mistral": None, "gemma2": [1, 0, 1, 0, 1], "gemma3": [1, 1, 0, 1, 0]} # which layers have a window; None for all

@@ -19,6 +19,8 @@ from talking_heads.data import *
 from talking_heads.hooks import *
 from talking_heads.interventions import *
 from talking_heads.svd import attention_weights
+from talking_heads.circuits.patching import *
+from talking_heads.circuits.finding import *
 
 after_norm = ("gemma2", "gemma3", "olmo2")
 close = lambda a, b, eps=1e-4: torch.testing.assert_close(a.double(), b.double(), atol=eps, rtol=1e-4)

@@ -15,7 +15,13 @@ from talking_heads.hooks import load_model, readout, task_args
 from talking_heads.interventions import edited
 from talking_heads.edits.lifting import *
 from talking_heads.edits import lifting as lib
-from talking_heads.tasks.probes import preference
+from talking_heads.tasks.contrasts import preference
+from talking_heads.edits.parametrisations import *
+from talking_heads.edits.upper_layers import *
+from talking_heads.edits.training_data import *
+from talking_heads.edits.training import *
+from talking_heads.edits.evaluation_sets import *
+from talking_heads.edits.mediation import *
 
 quick = dict(n_items=(7, 8), per=6, windows=8, length=16, window=None)
 
@@ -140,14 +146,14 @@ def test_training_lowers_the_loss_and_leaves_the_model(taught, toy):
     loss = lambda add: float(torch.stack([lib._nll(taught.suffix, taught.suffix.run(l.entry, add), l.answers).mean() for l in taught.lists]).mean())
     with torch.no_grad():
         assert loss(added(toy, c.knobs)(a.x*a.shrunk)) < loss({})-.1
-        kl = lib._kl(taught.suffix, taught.text.ref, taught.suffix.run(taught.text.entry, added(toy, c.knobs)(a.x*a.shrunk))).mean()
+        kl = lib.token_kl(taught.suffix, taught.text.ref, taught.suffix.run(taught.text.entry, added(toy, c.knobs)(a.x*a.shrunk))).mean()
     assert float(kl) <= .2*1.05
 
 def test_fit_shrinks_to_the_budget(taught, toy):
     c = choose(taught, head_knobs(toy, ["1.0", "1.1", "2.0"]), 6)
     u = torch.ones(6)
     t = lib._fit(taught, c, u, .01)
-    with torch.no_grad(): kl = lambda t: float(lib._kl(taught.suffix, taught.text.ref, taught.suffix.run(taught.text.entry, c.added(toy, u, t))).mean())
+    with torch.no_grad(): kl = lambda t: float(lib.token_kl(taught.suffix, taught.text.ref, taught.suffix.run(taught.text.entry, c.added(toy, u, t))).mean())
     with torch.no_grad(): assert 0 < t < 1 and kl(1.) > .01 and kl(t) < .5*kl(1.) and kl(t) < .02
     assert lib._fit(taught, c, u*0, .01) == 1
 
@@ -156,7 +162,7 @@ def test_interrupted_training_leaves_the_model(taught, toy):
     before, hooks = weights(toy), n_hooks(toy)
     def stop(les, add, s, rng):
         if rng.random() < .5: raise KeyboardInterrupt
-        return lib._losses(les, add, s, rng)
+        return lib.training_losses(les, add, s, rng)
     def inside(z): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): train(taught, choose(taught, head_knobs(toy, ["1.0"]), 2), Settings(steps=50), also=stop)
     with pytest.raises(KeyboardInterrupt): taught.suffix.run(taught.text.entry, {1: inside})
@@ -186,7 +192,7 @@ def test_share_agrees_with_probes(models):
     s = Suffix(m, 1)
     final = s.run(s.enter(p.tokens))
     p = type(p)(tuple(type(q)(**{**q.__dict__, "info": q.info|dict(right="", unmentioned=q.answer)}) for q in p), p.task, p.bos, p.pad_id)
-    from talking_heads.tasks.probes import item_ids, left_over
+    from talking_heads.tasks.contrasts import item_ids, left_over
     want = torch.tensor(preference(p, s.logits(final[:, -1]).detach()).share.to_numpy())
     assert torch.allclose(lib._share(s, final, item_ids(p), left_over(p)).double().cpu(), want, atol=1e-5)
 

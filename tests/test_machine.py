@@ -19,7 +19,8 @@ import tiny
 from talking_heads import commands
 from talking_heads.base import core
 from talking_heads.base.core import *
-from talking_heads.paper.runs import RunFolder, check_run_folder, read_results
+from talking_heads.base.store import RunFolder, check_run_folder
+from talking_heads.paper.sections import read_results
 
 root, bin = Path(__file__).resolve().parents[1], Path(sys.executable).parent
 odd_names = ["a run", "run {a}", "run {} #1", "100% ?", "läufe é 日本", "-dash"]
@@ -75,7 +76,7 @@ else: print("mine")
 hold = """
 import sys, time
 from talking_heads.base.core import *
-from talking_heads.paper.runs import RunFolder
+from talking_heads.base.store import RunFolder
 run = RunFolder(sys.argv[1], {}) if len(sys.argv) > 2 else take_folder(sys.argv[1], "th_holder")
 print("held", flush=True)
 time.sleep(60)
@@ -447,7 +448,7 @@ import pandas as pd
 Path(out, "pid").write_text(str(os.getpid()))
 if trap == "before": time.sleep(60)
 if trap == "die before": os.kill(os.getpid(), signal.SIGKILL)
-from talking_heads.paper.runs import RunFolder
+from talking_heads.base.store import RunFolder
 run = RunFolder(out, dict(seed=seed), resume)
 def step(n):
     with open(Path(out).parent/"log", "a") as f: f.write(f"{n}\\n")

@@ -10,6 +10,7 @@ from talking_heads.hooks import *
 from talking_heads.interventions import *
 from talking_heads.evaluation import *
 from talking_heads.circuits.removal import *
+from talking_heads.circuits.patching import *
 
 close = lambda a, b, eps=2e-4: torch.testing.assert_close(a.float(), b.float(), atol=eps, rtol=1e-4)
 movers, watch = ["2.0", "2.1", "2.3"], ([2, 2, 2], [0, 1, 3])

@@ -88,7 +88,7 @@ def test_a_terminal_gets_a_bar(folder, tmp_path):
 
 def test_other_peoples_folders(folder, tmp_path):
     "A scan does not overwrite a paper run, nor leaves an older scan's rows behind when it is interrupted"
-    from talking_heads.paper.runs import RunFolder
+    from talking_heads.base.store import RunFolder
     RunFolder(tmp_path/"paper", dict(model="x"))
     (tmp_path/"paper"/"results.json").write_text("{}")
     r = th(folder, "--out", tmp_path/"paper")

@@ -8,6 +8,8 @@ import torch
 from talking_heads.data import *
 from talking_heads.evaluation import *
 from talking_heads.hooks import *
+from talking_heads.circuits.patching import *
+from talking_heads.circuits.finding import *
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from talking_heads.paper.runs import *
-from talking_heads.paper.verdicts import judge_claims
+from talking_heads.paper.sections import *
+from talking_heads.paper.claims import judge_claims
+from talking_heads.base.store import *
 
 root = Path(__file__).resolve().parent.parent
 stored = sorted((root/"nbs"/"paper"/"runs").glob("*.json"))

@@ -18,7 +18,8 @@ import tiny
 from talking_heads import commands
 from talking_heads.paper import sweeps
 from talking_heads.base.core import *
-from talking_heads.paper.runs import RunFolder, read_results
+from talking_heads.base.store import RunFolder
+from talking_heads.paper.sections import read_results
 from talking_heads.paper.sweeps import *
 
 bin, models = Path(sys.executable).parent, ["a", "b", "c", "d"]

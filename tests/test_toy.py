@@ -13,6 +13,8 @@ from talking_heads.data import *
 from talking_heads.evaluation import *
 from talking_heads.hooks import *
 from talking_heads.toys.toy import *
+from talking_heads.circuits.patching import *
+from talking_heads.circuits.finding import *
 
 @pytest.fixture(scope="module")
 def model(): return load_model("toy", device="cpu")

@@ -19,7 +19,7 @@ from transformer_lens.utilities.statistics import derive_generator
 from ..data import *
 from ..svd import *
 from ..hooks import *
-from ..tasks.probes import item_ids
+from ..tasks.contrasts import item_ids
 from ..interventions import *
 from ..evaluation import *
 from .steering import *

@@ -14,6 +14,7 @@ from ..base.core import *
 from ..data import *
 from ..evaluation import interval
 from ..hooks import *
+from .patching import *
 
 # %% ../../nbs/circuits/paths.ipynb #c005
 def path_effects(model, # from `load_model`

@@ -16,6 +16,8 @@ from ..svd import *
 from ..hooks import *
 from ..interventions import *
 from ..evaluation import *
+from .patching import *
+from .finding import *
 
 # %% ../../nbs/circuits/removal.ipynb #c005
 @dataclass(frozen=True)

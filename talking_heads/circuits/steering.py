@@ -22,6 +22,7 @@ from ..hooks import *
 from ..interventions import *
 from ..evaluation import *
 from .removal import *
+from .patching import *
 
 # %% ../../nbs/circuits/steering.ipynb #c005
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..svd import *
 from ..interventions import active_edits, parse_component
 from ..evaluation import interval
 from .recording import *
+from .patching import *
 from transformer_lens.utilities.statistics import derive_generator
 
 # %% ../../nbs/circuits/trace.ipynb #t007

@@ -19,10 +19,12 @@ from transformer_lens.utilities.statistics import success_rate_ci
 from ..data import *
 from ..data import _word_ids
 from ..hooks import *
-from ..hooks import check_prompts, _last_logits
+from ..hooks import check_prompts, last_logits_only
 from ..interventions import *
 from ..evaluation import *
-from ..tasks.probes import *
+from ..tasks.contrasts import *
+from ..circuits.finding import *
+from ..tasks.texts import *
 
 # %% ../../nbs/edits/audit.ipynb #c005
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _final(model, tokens:Tensor)->Tensor: # (batch pos d_model)
     check_mode(model)
     kept,tokens = [],tokens.to(model.cfg.device)
     def keep(x, hook): kept.append(x)
-    def run(hooks): return model.run_with_hooks(tokens, fwd_hooks=hooks, **_last_logits(model))[:,-1]
+    def run(hooks): return model.run_with_hooks(tokens, fwd_hooks=hooks, **last_logits_only(model))[:,-1]
     last = check_finite(run([("ln_final.hook_out",keep)]), model, "logits", run)
     check_finite(kept[0], model, "values of the residual stream", run)
     off = float((_unembed(model,kept[0][:,-1:])[:,0]-last).abs().max())

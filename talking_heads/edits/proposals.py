@@ -17,7 +17,7 @@ from ..interventions import *
 from .adapters import *
 from .audit import *
 from .lifting import effort, propose_edit
-from ..paper.report import page
+from ..base.pages import page
 
 # %% ../../nbs/edits/proposals.ipynb #c005
 _shares = ("loss","ioi","lists","wrong","lag") # limits that are parts of something; the others are in nats

@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..base.core import *
 from ..base.checkpoints import plain_name
-from .report import page
+from ..base.pages import page
 
 # %% ../../nbs/paper/brief.ipynb #c007
 languages = ("en","ja")

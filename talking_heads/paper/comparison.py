@@ -21,8 +21,8 @@ from ..base.core import *
 from ..base.checkpoints import plain_name
 from ..base.vega import chart_html
 from ..charts import accuracy_by_n, finish_chart, hues, inline_data, save_chart, tooltip
-from .report import page
-from .runs import read_results
+from ..base.pages import page
+from .sections import read_results
 
 # %% ../../nbs/paper/comparison.ipynb #c007
 class ComparisonError(TalkingHeadsError):

@@ -340,7 +340,7 @@ def _unfit(task:dict)->str|None:
     where = f"{socket.gethostname()}, process {os.getpid()}"
     if not _told(task["out"]): return f"{task['out']} cannot be seen on {where}. The folder of a sweep must lie where all workers can read and write."
     if "package" not in task["code"]: return None
-    from talking_heads.paper.runs import code_hash
+    from talking_heads.base.store import code_hash
     if code_hash()!=task["code"]["package"]:
         return f"{where} has other code of talking_heads than the machine that started the sweep. Install the same version on all workers."
     return None
@@ -546,7 +546,7 @@ def save_table(table, # from `sweep_table`
                title:str, # of the page
               )->list[Path]: # parquet, CSV, page
     "Write the table, and a page that shows it"
-    from talking_heads.paper.report import page
+    from talking_heads.base.pages import page
     made = [out/"sweep.parquet",out/"sweep.csv"]
     with atomic_path(made[0]) as tmp: table.to_parquet(tmp,index=False)
     with atomic_path(made[1]) as tmp: table.to_csv(tmp,index=False)

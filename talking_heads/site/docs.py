@@ -10,7 +10,7 @@ import functools, http.server, json, shutil, subprocess, tempfile, threading, ti
 from pathlib import Path
 from fastcore.script import Param, store_true
 from ..base.core import *
-from ..commands import command
+from ..base.command_line import command
 from .addresses import *
 from .offline import *
 from .site_sources import *
@@ -131,13 +131,6 @@ def serve_preview(root:Path, # the checkout
         handler.version += 1
 
 # %% ../../nbs/site/docs.ipynb #c091
-def _pictures(site:Path, folder:Path)->None:
-    "Screenshots of a finished site, which stays where it is if they cannot be taken"
-    try: shots = take_screenshots(site,folder)
-    except TalkingHeadsError as e:
-        raise DocsError(f"The site is built and in {site}, but no pictures were taken. {e}") from e
-    print(f"{folder}: {len(shots)} pictures")
-
 @command
 def th_docs(out:Param("folder of the site; by default doc_path of settings.ini, _docs",str)=None,
             preview:Param("serve the site and build it again whenever a notebook changes",store_true)=False,

@@ -21,7 +21,7 @@ from ..svd import *
 from ..composition import *
 from .nulls import *
 from .channels import collect
-from ..paper.runs import RunFolder
+from ..base.store import RunFolder
 
 # %% ../../nbs/weights/scan.ipynb #c006
 _units = {"":1,"B":1,"KB":1e3,"MB":1e6,"GB":1e9,"TB":1e12,"KIB":2**10,"MIB":2**20,"GIB":2**30,"TIB":2**40}
@@ -484,7 +484,7 @@ def scan_page(out:Path, # folder of a finished scan
              )->Path: # scan.html
     "Write a scan as one HTML file that needs no network"
     from talking_heads.base.vega import chart_html
-    from talking_heads.paper.report import page
+    from talking_heads.base.pages import page
     info = json.loads((Path(out)/"scan.json").read_text())
     p,tested = info["provenance"],sum(info["tests"].values())
     where = f"{p['model']}{' at '+p['revision'] if p['revision'] else ''}"

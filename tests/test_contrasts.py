@@ -7,7 +7,8 @@ from hypothesis import given, settings, strategies as st
 
 from talking_heads.data import *
 from talking_heads.base.core import *
-from talking_heads.tasks.probes import *
+from talking_heads.tasks.contrasts import *
+from talking_heads.tasks.texts import *
 import tiny
 
 @pytest.fixture(scope="module")

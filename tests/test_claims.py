@@ -18,10 +18,13 @@ from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.composition import compose
 from talking_heads.weights.detection import *
-from talking_heads.paper.runs import read_results
+from talking_heads.paper.sections import read_results
 from talking_heads.svd import *
-from talking_heads.paper.verdicts import *
-from talking_heads.paper.verdicts import _dealt, _isotropic_shares, _place, _shares
+from talking_heads.paper.claims import *
+from talking_heads.weights.board import _dealt, _isotropic_shares, _place, _shares
+from talking_heads.weights.board import *
+from talking_heads.circuits.signal import *
+from talking_heads.circuits.crowding import *
 
 import made_results as made
 
@@ -373,8 +376,10 @@ def test_scores_beside_change_no_verdict():
 
 def test_no_inhibition_head_without_inhibition(tmp_path):
     "Where the untouched score's interval includes 0, a fall of it is noise and no head is called"
-    from talking_heads.hooks import _inhibition_rows, bootstrap_ci, derive_generator
-    from talking_heads.hooks import inhibition_score, load_model, readout, task_args
+    from talking_heads.circuits.finding import _inhibition_rows
+    from talking_heads.hooks import bootstrap_ci, derive_generator
+    from talking_heads.circuits.finding import inhibition_score
+    from talking_heads.hooks import load_model, readout, task_args
     model = load_model(str(tiny.save("gpt2", tmp_path/"m")), device="cpu")
     prompts = ioi(**task_args(model), n=24)
     att, seen = readout(model, prompts).attention, set()
