@@ -130,7 +130,7 @@ def test_a_failed_export_leaves_nothing(toy, tmp_path, monkeypatch):
 @torch.no_grad()
 def test_a_gain_of_zero_baked_in_is_a_component_less(tmp_path):
     "The baked model has no such direction any more, which is said; edits of the others fit it, and audits of it run"
-    from talking_heads.audit import Plan, audit
+    from talking_heads.edits.audit import Plan, audit
     model = load_model(str(tiny.save("llama", tmp_path/"m")), device="cpu")
     rank = model.cfg.d_head
     baked = load_model(str(bake(component_edit(model, "1.0.0", "raw"), model, tmp_path/"b")), device="cpu")
