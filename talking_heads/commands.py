@@ -91,7 +91,7 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             processing:Param("folded (norm gains in the weights) or raw (as the checkpoint has them)",str)="folded",
             rope_distance:Param("tokens from key to query for rotary models; without it position is ignored",int)=None,
             device:Param("where the products run: cpu, cuda",str)="cpu",
-            min_share:Param("smallest part of its head that a component must hold; else 1/d_model; 0 keeps all",float)=None,
+            min_share:Param("or --min-share: the part of its head a component must hold; else 1/d_model, 0 keeps all",float)=None,
             memory:Param("bound on what the scan adds to Python and torch (about 0.4 GB), e.g. 4GB",str)="4GB",
             revision:Param("branch, tag or commit of a Hugging Face id",str)=None):
     "Scan a model's weights for heads that could talk: scan.parquet, scan.json, and scan.html with the charts"

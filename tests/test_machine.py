@@ -588,7 +588,8 @@ def look():
     switches = [torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.is_grad_enabled()]
     charts = [alt.renderers.active, alt.theme.active, alt.data_transformers.active]
     return dict(argv=sys.argv[:], env=dict(os.environ), filters=[str(f) for f in warnings.filters], cwd=os.getcwd(),
-        path=sys.path[:], hook=str(sys.excepthook), level=logging.getLogger().level, tf=transformers.logging.get_verbosity(),
+        path=sys.path[:], hook=str(sys.excepthook), level=logging.getLogger().level,
+        tf=transformers.logging.get_verbosity(),
         signals={int(s): str(signal.getsignal(s)) for s in signal.valid_signals()}, torch=switches,
         random=[str(torch.get_default_dtype()), torch.initial_seed()], numpy=str(numpy.get_printoptions()),
         pandas=[str(pd.get_option(o)) for o in ("display.max_rows", "display.precision", "display.width")],

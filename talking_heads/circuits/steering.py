@@ -212,6 +212,11 @@ def _start(c:Tensor, place:Tensor, N:int, stretch:float)->Tensor: # (N k)
     means = torch.stack([c[place==t].mean(0) for t in range(N)])
     return c.mean(0)+stretch*(means-c.mean(0))
 
+def _named_as_targeted(out:Tensor)->Tensor: # of (batch target item) logits
+    "Mean cross-entropy of naming each target"
+    target = torch.arange(out.shape[1],device=out.device).repeat(len(out))
+    return torch.nn.functional.cross_entropy(out.flatten(0,1),target)
+
 # %% ../../nbs/circuits/steering.ipynb #c018
 def fit_gradient(model, # from `load_model`
                  prompts:Prompts, # training lists of one length N
@@ -233,8 +238,7 @@ def fit_gradient(model, # from `load_model`
         opt.param_groups[0]["lr"] = 1-i/steps
         hooks = _end_hooks(_setting(model,s,lambda g: (start+x*unit)[None]),b,N)
         out = _item_logits(model,r,hooks,N,ids[b],s.first)
-        target = torch.arange(N,device=out.device).repeat(len(b))
-        loss = torch.nn.functional.cross_entropy(out.flatten(0,1),target)
+        loss = _named_as_targeted(out)
         x.grad, = torch.autograd.grad(loss,[x])
         opt.step()
     return check_finite(start+x.detach()*unit, model, "fitted coordinates")

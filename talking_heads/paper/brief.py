@@ -257,6 +257,14 @@ _words |= dict(
     more=("As many numbers chosen at random reach {after}, clearly less.", "無作為に選んだ同数の数値を同様に調整した場合は{after}で、明らかに及びません。"),
     as_much=("As many numbers chosen at random reach {after}: no clear difference, so it is not shown that the choice of numbers helps.",
              "無作為に選んだ同数の数値を同様に調整した場合は{after}です。差が明確ではないため、数値の選び方による効果とは言えません。"),
+    scaled=("Only scaling the direction named above was tried: in lists of {n_items} items it changes "
+            "how often the right item comes before all other words by {change} points ({ci}, {n} prompts).",
+            "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストで、正しい品目が全単語の中で最上位になる割合の変化は{change}ポイントです（{ci}、{n}問）。"),
+    edit_not=("No edit was trained.", "学習による編集は行っていません。"),
+    lift_not=("What the edit gains was not measured in this run.", "編集の効果は、この実行では測っていません。"))
+
+# %% ../../nbs/paper/brief.ipynb #b035
+_words |= dict(
     lift_full=("In lists of {n_items} items {before} are right without the edit, which leaves it nothing to gain: "
                "what it is worth could not be measured there.",
                "{n_items}品目のリストでは、編集前の正答率がすでに{before}で伸ばす余地がないため、編集の効果は測れませんでした。"),
@@ -265,12 +273,7 @@ _words |= dict(
                  "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストでは、そのままでも正答率が{before}で伸ばす余地がないため、効果は測れませんでした。"),
     scaled_still=("Only scaling the direction named above was tried. No factor moved the answers in lists of {n_items} "
                   "items, so what it is worth could not be measured.",
-                  "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストでは、どの倍率でも答えが変わらなかったため、効果は測れませんでした。"),
-    scaled=("Only scaling the direction named above was tried: in lists of {n_items} items it changes "
-            "how often the right item comes before all other words by {change} points ({ci}, {n} prompts).",
-            "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストで、正しい品目が全単語の中で最上位になる割合の変化は{change}ポイントです（{ci}、{n}問）。"),
-    edit_not=("No edit was trained.", "学習による編集は行っていません。"),
-    lift_not=("What the edit gains was not measured in this run.", "編集の効果は、この実行では測っていません。"))
+                  "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストでは、どの倍率でも答えが変わらなかったため、効果は測れませんでした。"))
 
 # %% ../../nbs/paper/brief.ipynb #c036
 _full = .95 # right before an edit: nothing to gain beyond it

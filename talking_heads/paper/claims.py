@@ -39,6 +39,7 @@ def scaling_evidence(model, # from `load_model`
             rows += [dict(n_items=n,split=split,chosen=j==best)|row for j,row in enumerate(_by_factor(t,r,alphas,seed))]
     return rows
 
+# %% ../../nbs/paper/claims.ipynb #c021a
 def _by_factor(top:Tensor, right:Tensor, alphas:list, seed:int)->list: # both (prompt factor)
     "Change of accuracy against factor 1, and `moved`, the share of prompts whose most likely token changes"
     one,rows = alphas.index(1.),[]
@@ -196,6 +197,7 @@ def _no_score(r:dict)->Lack|None:
     shown = f"{score:.3f}"+("" if ci is None else f" {_ci(ci,3)}")
     return Lack("no_effect",f"The movers' inhibition score in the untouched model is {shown}: there is none to change.")
 
+# %% ../../nbs/paper/claims.ipynb #p031b
 def _no_task(r:dict)->Lack|None:
     "A lack where the basic task is not done better than by guessing"
     i = r.get("ioi")
@@ -331,10 +333,10 @@ def _removal_lack(v, r)->dict: return {"":_no_task(r) or _no_score(r) or _unmove
        reads=("fall","ci.0","ci.1","relative","largest_other","n","everywhere.*.score","everywhere.intact.score"),
        lacking=_removal_lack)
 def _removal(v, r, parts):
-    e,intact = v["everywhere"],v["everywhere"]["intact"]["score"]
+    e = v["everywhere"]
     own = next(k for k in e if k!="intact" and not k.startswith("random"))
     rest = [k for k in e if k.startswith("random")]
-    lost = {k:1-e[k]["score"]/intact for k in (own,*rest)}
+    lost = {k:1-e[k]["score"]/e["intact"]["score"] for k in (own,*rest)}
     relative_low = v["relative"]*v["ci"][0]/v["fall"] if v["fall"] else 0.
     alone = v["largest_other"]<=v["relative"]/2
     at_end = v["relative"]>=limits["removal"] and relative_low>limits["removal"]/2 and alone
@@ -343,8 +345,7 @@ def _removal(v, r, parts):
     said = (f"{v['component']} takes {v['relative']:.0%} of the inhibition score at END, the next component "
             f"{v['largest_other']:.0%} (n={v['n']}); in the weights {lost[own]:.0%}, random components change it by "
             f"{most:.0%} at most")
-    evidence = dict(at_end=v["relative"],next=v["largest_other"],in_weights=lost[own])
-    return _share([at_end,in_weights]),said,evidence
+    return _share([at_end,in_weights]),said,dict(at_end=v["relative"],next=v["largest_other"],in_weights=lost[own])
 
 # %% ../../nbs/paper/claims.ipynb #c032
 def _silent(v, r)->dict:

@@ -163,6 +163,7 @@ def removal_results(falls:pd.DataFrame, # one row per component of the head
     return reach|dict(component=top["name"],fall=r6(top.fall),ci=[r6(top.low),r6(top.high)],relative=r6(top.relative),
                       largest_other=r6(rest.relative.max()),n=int(top.n),everywhere=everywhere)
 
+# %% ../../nbs/paper/sections.ipynb #c034b
 def steering_results(scores:pd.DataFrame, # two rows per length, `kind` chosen and random
                     )->dict:
     "The `steering` section, where there is one: by list length"
