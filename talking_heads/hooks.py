@@ -93,21 +93,22 @@ def _check_weights(c:Checkpoint, hf, info:dict):
                 f"{str(x.dtype).removeprefix('torch.')}. Fetch or save it again.")
 
 # %% ../nbs/01_hooks.ipynb #ld53
-def _probe_tokens(hf)->Tensor: # (2 5)
-    "Two sequences that differ in their last token"
+def _probe_tokens(hf)->Tensor: # (2 pos)
+    "Two sequences that differ in their last token, no longer than the model reads"
     n = hf.get_input_embeddings().weight.shape[0]
     ids = torch.tensor([[3,5,7,11,13],[3,5,7,11,17]])%max(n-1,1) # ordinary ids: special ones are rarely among them
-    return ids.to(hf.get_input_embeddings().weight.device)
+    config = getattr(hf.config,"text_config",hf.config)
+    longest = getattr(config,"max_position_embeddings",None) or ids.shape[1]
+    return ids[:,-longest:].to(hf.get_input_embeddings().weight.device)
 
 @torch.no_grad()
-def _probe(c:Checkpoint, hf)->Tensor: # (2 5 vocabulary), float32, on the CPU
+def _probe(c:Checkpoint, hf)->Tensor: # (2 pos vocabulary), float32, on the CPU
     "Logits of plain transformers for `_probe_tokens`, or `ModelError` where the model looks ahead or cannot run"
     try: logits = hf(input_ids=_probe_tokens(hf),use_cache=False).logits.float().cpu()
     except Exception as e:
         raise ModelError(f"{c.name} loads, but transformers cannot run it ({type(e).__name__}: {e}).") from e
-    if logits.isnan().any():
-        raise ModelError(f"{c.name} gives NaN as logits in {str(hf.dtype).removeprefix('torch.')}. Try float32.")
-    if _far(logits[0,:4],logits[1,:4],hf.dtype):
+    if not logits.isfinite().all(): return logits # of a type too narrow for the model: every readout says in which layer
+    if logits.shape[1]>1 and _far(logits[0,:-1],logits[1,:-1],hf.dtype):
         raise ModelError(f"{c.name} looks ahead: what it says of a token depends on tokens after it. A "
             f"{type(hf).__name__} of this config does not predict the next token. Choose a causal language model.")
     return logits
@@ -198,7 +199,7 @@ def _bridge(c:Checkpoint, hf, tok, logits:Tensor, device:str, dtype:torch.dtype)
         raise ModelError(f"TransformerLens does not support {c.name}, a {type(hf).__name__} ({type(e).__name__}: "
             f"{(str(e).strip() or 'no reason given').splitlines()[0][:200]}). Work on weights alone may "
             "still.") from e
-    if _far(logits,ours,dtype):
+    if logits.isfinite().all() and _far(logits,ours,dtype):
         raise ModelError(f"TransformerLens gives other logits than transformers for {c.name}, a {type(hf).__name__} "
             f"(by up to {float((logits-ours).abs().max()):.2g}). What it shows would not be this model.")
     return model

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from transformers import AutoModelForCausalLM
 
 import tiny
-from talking_heads import hooks as H
+from talking_heads.circuits import patching as H
 from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.circuits.forecast import auroc, fit_forecaster, forecast_frame

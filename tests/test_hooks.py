@@ -241,12 +241,12 @@ def test_a_planted_mover_is_found(tmp_path):
     for p, l in zip(prompts, r.logits): l[p.answer_id] = l[p.distractor_ids[0]]+4.+l[0]*.01 # a model that can do the task
     att, dla = r.attention.clone()*0, torch.randn(60, 3, 4, generator=torch.Generator().manual_seed(0))*.05
     att[:, 2, 1, 0], dla[:, 2, 1], dla[:, 1, 3], att[:, 1, 3, 0] = .8, dla[:, 2, 1]+5, dla[:, 1, 3]-5, .8
-    import talking_heads.hooks as H
+    import talking_heads.circuits.finding as H
     rows = {}
     orig = H.direct_logit_attribution
     try:
         H.direct_logit_attribution = lambda m, r: dla
-        rows = H._mover_rows(model, H.Readout(prompts, r.query, r.logits, att, r.roles, r.z, r.scales), 0)
+        rows = H._mover_rows(model, Readout(prompts, r.query, r.logits, att, r.roles, r.z, r.scales), 0)
     finally: H.direct_logit_attribution = orig
     assert rows[(rows.cls == "mover") & rows.called].name.tolist() == ["2.1"]
     assert rows[(rows.cls == "negative_mover") & rows.called].name.tolist() == ["1.3"]

@@ -167,8 +167,8 @@ def test_rules_not_in_force(checkout, monkeypatch):
 
 def test_one_bound_on_height(monkeypatch):
     "The fast check has a bound of its own only while the rules are not in force"
-    cell, = parsed("\n".join(["x = 1"]*27))
+    cell, = parsed("\n".join(["x = 1"]*31))
     monkeypatch.setattr(check, "HOUSE", False)
-    assert ["27 lines" in o for o in check.style(cell)] == [True]
+    assert ["31 lines" in o for o in check.style(cell)] == [True]
     monkeypatch.setattr(check, "HOUSE", True)
     assert list(check.style(cell)) == []

@@ -571,7 +571,7 @@ def test_pages_that_fail_lose_no_results(tmp_path, capsys, monkeypatch):
         raise OutputError("no space")
 
     monkeypatch.setattr(report, "to_html", fails)
-    assert call(commands.friendly(commands._pages), tmp_path, "m") == 1
+    assert call(commands.friendly(commands._pages), tmp_path) == 1
     said = capsys.readouterr()
     assert "results are in" in said.err and "--resume makes the pages again" in said.err and "IOI, n=" in said.out
 

@@ -393,7 +393,7 @@ with warnings.catch_warnings(): # the filters of the process are the same after 
     import tqdm.auto
 
 # %% ../../nbs/base/core.ipynb #fp02
-_guard = dict(lock=threading.Lock(), inside=0, undo=None) # of the switches that all threads share
+_switches = dict(lock=threading.Lock(), inside=0, undo=None) # of the switches that all threads share
 
 def _precisions()->list: # (holder, name) of the switches for float32 products that this torch has
     "The newer switches, one for each backend"
@@ -427,14 +427,14 @@ def _set_shared():
 @contextmanager
 def _shared_settings():
     "The settings of the process, from the first thread that comes in to the last that leaves"
-    with _guard["lock"]:
-        if not _guard["inside"]: _guard["undo"] = _set_shared()
-        _guard["inside"] += 1
+    with _switches["lock"]:
+        if not _switches["inside"]: _switches["undo"] = _set_shared()
+        _switches["inside"] += 1
     try: yield
     finally:
-        with _guard["lock"]:
-            _guard["inside"] -= 1
-            if not _guard["inside"]: _guard.pop("undo")()
+        with _switches["lock"]:
+            _switches["inside"] -= 1
+            if not _switches["inside"]: _switches.pop("undo")()
 
 # %% ../../nbs/base/core.ipynb #fp05
 @contextmanager
