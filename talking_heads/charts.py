@@ -1014,7 +1014,7 @@ def save_chart(chart:alt.TopLevelMixin, # any Altair chart
     write_json(spec, paths["spec"])
     return paths
 
-# %% ../nbs/charts.ipynb #c018
+# %% ../nbs/charts.ipynb #rf18
 @patch
 def chart(self:RunFolder, chart, # an Altair chart
           name:str, # file name without ending
