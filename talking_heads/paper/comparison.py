@@ -314,8 +314,9 @@ def explain_differences(runs:list[Run], # with unique names
     if "weights" in apart_:
         which = who(lambda r: _basis(r.results,"weights"))
         out.append(f"Scores between heads were computed on differently processed weights ({which}). Folded weights "
-                   "have the gains of norms multiplied in, raw ones have not, so the scores differ. Rows of this "
-                   "part carry their processing and share no line; verdicts on weights are not comparable between these runs.")
+                   "have the gains of norms multiplied in, raw ones have not, so the scores differ. Rows of this part "
+                   "carry their processing and share no line; verdicts on weights are not comparable between these "
+                   "runs.")
     if rest:=[_names[s] for s in apart_ if s!="weights"]:
         out.append("These parts rest on differently processed weights, so their rows share no line: "
                    f"{', '.join(rest)}.")
