@@ -1,4 +1,4 @@
-"Verdict rules: yes to what was planted, never yes to noise, shuffled heads or random weights"
+"Verdict rules: they say replicates to what was planted, and never to noise, shuffled heads or random weights"
 import json
 import math
 import subprocess
@@ -21,10 +21,11 @@ from talking_heads.weights.detection import *
 from talking_heads.paper.sections import read_results
 from talking_heads.svd import *
 from talking_heads.paper.claims import *
-from talking_heads.weights.board import _dealt, _isotropic_shares, _place, _shares
+from talking_heads.weights.board import _causal_ranks, _permuted_writers
 from talking_heads.weights.board import *
 from talking_heads.circuits.signal import *
 from talking_heads.circuits.crowding import *
+from talking_heads.circuits.scaling import *
 
 import made_results as made
 
@@ -49,14 +50,14 @@ def effect():
     return r | dict(weights=dict(board={m: weights for m in "QKV"}, concentration={m: narrow for m in "QKV"}))
 
 def test_everything_holds():
-    assert set(said(effect()).values()) == {yes} and len(claims) == 9
+    assert set(said(effect()).values()) == {replicates} and len(claims) == 9
 
 @pytest.mark.parametrize("section,change,claim,verdict", [
     ("removal", dict(largest_other=.7), "removal", partly),
-    ("removal", dict(relative=.2, everywhere={k: dict(score=.2) for k in ("intact", "without 1.0.0")}), "removal", no),
-    ("signal", dict(names=.5), "signal", no), ("signal", dict(names=.2), "signal", partly), ("signal", dict(transfer_ci=[.4, 1.]), "signal", no),
+    ("removal", dict(relative=.2, everywhere={k: dict(score=.2) for k in ("intact", "without 1.0.0")}), "removal", not_replicated),
+    ("signal", dict(names=.5), "signal", not_replicated), ("signal", dict(names=.2), "signal", partly), ("signal", dict(transfer_ci=[.4, 1.]), "signal", not_replicated),
     ("crowding", dict(p_order=.5, p_position=.5), "crowding", partly),
-    ("audit", dict(unsure=["kl"]), "side_effects", partly), ("audit", dict(passed=False, failed=["wrong"]), "side_effects", no)])
+    ("audit", dict(unsure=["kl"]), "side_effects", partly), ("audit", dict(passed=False, failed=["wrong"]), "side_effects", not_replicated)])
 def test_what_is_missing_costs_the_verdict(section, change, claim, verdict):
     r = effect()
     r[section] = r[section] | change
@@ -66,7 +67,7 @@ def test_controls_matter():
     for change in (dict(others=.95), dict(shuffled=.99)): # other components know the order as well; shuffled orders are sorted as well
         r = effect()
         r["signal"] |= change
-        assert said(r)["signal"] != yes
+        assert said(r)["signal"] != replicates
     r = effect()
     r["removal"]["everywhere"]["random, other heads 0"]["score"] = .4 # a control that raises the score by 60%
     v = next(v for v in judge_claims(r) if v.claim=="removal")
@@ -75,7 +76,7 @@ def test_controls_matter():
     r["lifting"]["learned"]["random"] = [x | dict(change=.19) for x in r["lifting"]["learned"]["lists"]]
     assert said(r)["lift"] == partly # only the scaling is left
     r["steering"]["3"] |= dict(random=.95, random_ci=[.93, .97])
-    assert said(r)["index"] == no
+    assert said(r)["index"] == not_replicated
     r["removal"]["everywhere"]["random, components 0"]["score"] = .1
     assert said(r)["removal"] == partly
     r["weights"]["board"]["K"] = r["weights"]["board"]["K"] | dict(lift=-.1, lift_ci=[-.2, 0.], p=.4)
@@ -84,12 +85,12 @@ def test_controls_matter():
 @given(st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_noise_never_replicates(seed):
-    assert yes not in said(noise_results(seed)).values()
+    assert replicates not in said(noise_results(seed)).values()
 
 def test_lists_of_one_order_only():
     r = effect()
     r["crowding"] |= dict(p_order=None)
-    assert said(r)["crowding"] == yes # places of the answer alone
+    assert said(r)["crowding"] == replicates # places of the answer alone
     r["crowding"] |= dict(p_position=None)
     assert said(r)["crowding"] == untested
     assert said(effect() | dict(crowding=effect()["crowding"] | dict(p_order=math.nan)))["crowding"] == untested
@@ -100,7 +101,7 @@ def judged(r, claim): return next(v for v in judge_claims(r) if v.claim == claim
 
 def test_noise_with_reach_fails_and_stillness_cannot_be_tested():
     "Both directions: something moved, but not as claimed; and nothing moved at all"
-    assert set(list(said(noise_results()).values())[3:]) == {no}
+    assert set(list(said(noise_results()).values())[3:]) == {not_replicated}
     assert set(said(unmoved_results()).values()) == {untested}
     assert {v.why for v in judge_claims(unmoved_results())[3:]} == {"unmoved", "no_skill", "no_lift"}
 
@@ -169,7 +170,7 @@ def test_the_intact_score_must_be_there():
     r["removal"]["everywhere"]["intact"]["ci"] = [-.01, .5]
     for k in ("removal", "signal"):
         assert judged(r, k).why == "no_effect" and "[-0.010, 0.500]" in judged(r, k).reason
-    assert said(r)["low_rank"] == yes # pairs from the literature do not depend on it
+    assert said(r)["low_rank"] == replicates # pairs from the literature do not depend on it
     r["weights"]["board_edges"] = "found in this model by what heads do"
     v = judged(r, "weights_predict")
     assert v.verdict == partly and "not testable: The movers' inhibition score" in v.reason # keys alone are left
@@ -181,7 +182,7 @@ def test_what_the_whole_head_says_bounds_its_components():
     r = effect()
     r["removal"] |= dict(fall=.004, ci=[-.01, .02], relative=.02, head=dict(fall=.2, ci=[.18, .22]))
     r["removal"]["everywhere"] = {k: dict(score=.25, ci=[.2, .3]) for k in r["removal"]["everywhere"]}
-    assert said(r)["removal"] == no and judged(r, "signal").why == "unmoved" # the head speaks, this component does not
+    assert said(r)["removal"] == not_replicated and judged(r, "signal").why == "unmoved" # the head speaks, this component does not
     r["removal"]["head"] = dict(fall=.001, ci=[-.01, .012])
     assert judged(r, "removal").why == "unmoved" and "Silencing all of head 1.0" in judged(r, "removal").reason
 
@@ -191,9 +192,9 @@ def test_steering_without_reach():
     assert judged(r, "index").why == "unmoved"
     r["steering"]["5"] = dict(effect()["steering"]["3"])
     v = judged(r, "index")
-    assert v.verdict == yes and "not testable: N=3" in v.reason
+    assert v.verdict == replicates and "not testable: N=3" in v.reason
     r["steering"]["5"] |= dict(named=.2, ci=[.17, .23], random=.21, random_ci=[.18, .24], moved=.6)
-    assert said(r)["index"] == no # it moved much, to no target
+    assert said(r)["index"] == not_replicated # it moved much, to no target
     r["steering"]["5"]["moved"] = .01
     assert judged(r, "index").why == "unmoved"
     r = effect() | dict(laundry_list=dict(by_n={"3": dict(accuracy=.35, ci=[.3, .4])}))
@@ -217,7 +218,7 @@ def test_a_ceiling_cannot_be_lifted():
     r["weights"]["board"] = {m: same for m in "QKV"}
     assert judged(r, "components").why == "no_room"
     r["weights"]["board"] = {m: same | dict(component=.5, lift=-.5, lift_ci=[-.7, -.2]) for m in "QKV"}
-    assert said(r)["components"] == no # behind is an answer
+    assert said(r)["components"] == not_replicated # behind is an answer
 
 def test_halves_that_were_not_run():
     r = effect()
@@ -232,7 +233,7 @@ def test_an_edit_that_does_nothing_costs_nothing():
     r["lifting"]["learned"]["lists"] = [x | small for x in r["lifting"]["learned"]["lists"]]
     assert judged(r, "side_effects").why == "no_lift"
     r["audit"] |= dict(passed=False, failed=["kl"])
-    assert said(r)["side_effects"] == no # a price without a gain is a price
+    assert said(r)["side_effects"] == not_replicated # a price without a gain is a price
     r["audit"]["verdicts"] = [x | dict(verdict="untested") for x in r["audit"]["verdicts"]]
     assert judged(r, "side_effects").why == "not_run"
 
@@ -270,7 +271,7 @@ pairs = {m: [(Head(a, h), Head(b, j)) for a, b in ((0, 3), (1, 4), (2, 5)) for h
 @pytest.mark.parametrize("seed", range(4))
 def test_random_weights_never_replicate(seed):
     r = dict(weights=weights_evidence(random_weights(seed), pairs, "made up", seed))
-    assert yes not in said(r).values()
+    assert replicates not in said(r).values()
 
 def test_planted_channels_replicate():
     "One component of each known writer is what its reader reads: all three claims about weights hold"
@@ -283,9 +284,9 @@ def test_planted_channels_replicate():
             M[b.head] += 60*torch.outer(v, torch.eye(8)[0])
     r = dict(weights=weights_evidence(weights_in_memory(layers), pairs, "planted"))
     got = said(r)
-    assert got["low_rank"] == yes and got["weights_predict"] == yes
+    assert got["low_rank"] == replicates and got["weights_predict"] == replicates
     mixed = dict(weights=weights_evidence(shuffled_heads(weights_in_memory(layers), 1), pairs, "shuffled"))
-    assert yes not in said(mixed).values()
+    assert replicates not in said(mixed).values()
 
 def test_shuffled_heads_are_the_same_heads():
     w = random_weights()
@@ -297,34 +298,34 @@ def test_shuffled_heads_are_the_same_heads():
 def test_gpt2_weights(shared):
     w = attention_weights(str(shared/"gpt2-small-attention"), "raw")
     got = said(dict(weights=weights_evidence(w, known_edges["gpt2"], "literature")))
-    assert got["weights_predict"] == partly and no in (got["low_rank"], got["components"])
-    assert yes not in said(dict(weights=weights_evidence(shuffled_heads(w, 1), known_edges["gpt2"], "literature"))).values()
+    assert got["weights_predict"] == partly and not_replicated in (got["low_rank"], got["components"])
+    assert replicates not in said(dict(weights=weights_evidence(shuffled_heads(w, 1), known_edges["gpt2"], "literature"))).values()
 
-def test_dealt_p_against_average_precision():
+def test_permuted_p_against_average_precision():
     g = torch.Generator().manual_seed(0)
     x = torch.rand(5, 3, 5, 3, generator=g)
     e = [(Head(0, 1), Head(2, 0)), (Head(1, 2), Head(2, 0)), (Head(0, 0), Head(4, 1))]
-    place = _place(x)
+    place = _causal_ranks(x)
     at = sorted(int(place[a.layer, a.head, b.layer, b.head]) for a, b in e)
     assert np.mean([(i+1)/p for i, p in enumerate(at)]) == pytest.approx(float(precision_and_roc(x, e)[0]), abs=1e-6)
     for a, b in e: x[a.layer, a.head, b.layer, b.head] = 9.
-    assert dealt_p(x, e, 199) == pytest.approx(1/200, abs=.011)
-    d = _dealt(e, 3, g)
+    assert permuted_p(x, e, 199) == pytest.approx(1/200, abs=.011)
+    d = _permuted_writers(e, 3, g)
     assert all(a.layer < b.layer for a, b in d) and sorted(b for _, b in d) == sorted(b for _, b in e)
 
 def test_isotropic_shares_against_sampling():
     rng, g, d = np.random.default_rng(0), torch.Generator().manual_seed(0), 40
     S, spectrum = torch.tensor([3., 2., 1.]), torch.tensor([.6, .3, .1])
     V = torch.linalg.qr(torch.randn(4000, d, 3, generator=g))[0].mT
-    direct = _shares((V[..., :3].square()*spectrum).sum(-1).T, S).mean()
-    assert float(_isotropic_shares(spectrum, S, d, rng, 4000).mean()) == pytest.approx(float(direct), abs=.01)
+    direct = loudest_share((V[..., :3].square()*spectrum).sum(-1).T, S).mean()
+    assert float(isotropic_shares(spectrum, S, d, rng, 4000).mean()) == pytest.approx(float(direct), abs=.01)
 
-def test_carried_over_and_spread():
+def test_sorted_by_others_and_spread():
     rng = np.random.default_rng(0)
     order, group = ["A", "B"]*60, [str(i//30) for i in range(120)]
     x = torch.tensor([-1. if o == "A" else 1. for o in order])+torch.tensor(rng.normal(0, .1, 120)).float()
-    assert carried_over(x, order, group).all() and carried_over(-x, order, group).all()
-    assert not carried_over(torch.cat([x[:30], -x[30:]]), order, group)[:30].any()
+    assert sorted_by_others(x, order, group).all() and sorted_by_others(-x, order, group).all()
+    assert not sorted_by_others(torch.cat([x[:30], -x[30:]]), order, group)[:30].any()
     df = pd.DataFrame(dict(n_items=[3]*100+[5]*100, order=["x", "y"]*100, correct=[True, False]*100))
     assert spread_p(df, "order", 199) <= .01 and spread_p(df.assign(order=rng.permutation(df.order)), "order", 199) > .01
     assert math.isnan(spread_p(df.assign(order="x"), "order")) and skill(.5, 2) == 0 and skill(1., 7) == 1
@@ -357,7 +358,7 @@ def test_toy_with_shuffled_heads(tmp_path):
     args = ["--model", str(tmp_path/"shuffled"), "--out", str(tmp_path/"run"), "-p", "how", "quick", "-p", "list_lengths", "[3,5,8]", "-p", "n_prompts", "60"]
     r = subprocess.run([str(Path(sys.executable).parent/"th_paper"), *args], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
-    assert yes not in {v["verdict"] for v in read_results(tmp_path/"run")["verdicts"]}
+    assert replicates not in {v["verdict"] for v in read_results(tmp_path/"run")["verdicts"]}
 
 # What an intervention moved, and what stands beside
 

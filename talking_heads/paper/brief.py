@@ -6,10 +6,11 @@
 __all__ = ['languages', 'percent', 'points', 'Brief', 'brief']
 
 # %% ../../nbs/paper/brief.ipynb #c003
-import math, re
+import json, math, re
 from collections import Counter
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from fastcore.basics import patch
 from ..base.core import *
@@ -19,12 +20,19 @@ from ..base.pages import page
 # %% ../../nbs/paper/brief.ipynb #c007
 languages = ("en","ja")
 _level = .95 # of every interval in the package
-_words = {} # name of a sentence: (English, Japanese)
+
+def _sentences(lang:str)->dict: # name to sentence
+    "The sentences of one language"
+    return json.loads(files("talking_heads").joinpath("assets",f"brief.{lang}.json").read_text(encoding="utf-8"))
+
+_both = [_sentences(l) for l in languages]
+_words = {k:tuple(s[k] for s in _both) for k in _both[0]} # name of a sentence: (English, Japanese)
 
 class _Voice:
     "Sentences and numbers of one language"
     def __init__(self, lang:str):
-        if lang not in languages: raise TalkingHeadsError(f"The brief is written in {' and '.join(languages)}, not in {lang!r}.")
+        if lang not in languages:
+            raise TalkingHeadsError(f"The brief is written in {' and '.join(languages)}, not in {lang!r}.")
         self.lang = lang
     def __call__(self, key:str, **gaps)->str: return _words[key][languages.index(self.lang)].format(**gaps)
     def names(self, keys)->str: return self.listed(self(k) for k in keys)
@@ -51,26 +59,9 @@ def points(x:float, # a difference of two shares
     return text if x<=0 else "+"+text
 
 # %% ../../nbs/paper/brief.ipynb #c011
-_words |= dict(
-    interval=("{level} interval {low} to {high}", "{level}信頼区間：{low}〜{high}"),
-    gain=("{level} interval {low} to {high} points", "{level}信頼区間：{low}〜{high}ポイント"))
-
 def _interval(v:_Voice, low:float, high:float, show=percent)->str:
     "An interval in words"
     return v("interval" if show is percent else "gain",level=percent(_level),low=show(low),high=show(high))
-
-# %% ../../nbs/paper/brief.ipynb #c014
-_words |= dict(
-    does=("What the model does", "できること"),
-    task=("The basic task: two people are named, one of them again, and the model must go on with the other one. "
-          "It is right in {accuracy} of cases ({ci}, {n} sentences).",
-          "基本課題では、まず二人の名前が出て、次に一方の名前がもう一度出ます。モデルがもう一方の名前で文を続ければ正解です。正答率は{accuracy}です（{ci}、{n}文）。"),
-    task_guess=("That is not clearly better than guessing.", "これは、当て推量を明らかに上回るとは言えません。"),
-    task_not=("The basic task was not run.", "基本課題は実行していません。"),
-    lists=("The list task is its longer form: all items of a list but one are mentioned again, and the model must give the one that is left. "
-           "The table shows by number of items how often it prefers the right item to the other items, and to all other words.",
-           "リスト課題は、これを長くしたものです。並べた品目を一つだけ除いてもう一度挙げ、残った一つを答えさせます。正しい品目がほかのどの品目よりも上位になる割合（正答率）と、全単語の中で最上位になる割合を、品目数ごとに下の表に示します。"),
-    lists_not=("The list task was not run.", "リスト課題は実行していません。"))
 
 # %% ../../nbs/paper/brief.ipynb #c015
 def _does(v:_Voice, r:dict)->list[str]:
@@ -83,11 +74,6 @@ def _does(v:_Voice, r:dict)->list[str]:
     return said+[v("lists" if "laundry_list" in r else "lists_not")]
 
 # %% ../../nbs/paper/brief.ipynb #c018
-_words |= dict(
-    items=("items in the list", "品目数"), right=("right item before the other items", "ほかの品目より上位（正答率）"),
-    range_=("{level} interval", "{level}信頼区間"), outright=("right item before all other words", "全単語の中で最上位"),
-    edited=("the same with the edit, in other wordings", "同上、編集後（別の言い回し）"))
-
 def _held_out(r:dict)->list:
     "What the edit did on wordings that it was not trained on"
     return [x for x in r.get("lifting",{}).get("learned",{}).get("lists",[]) if x["split"]=="held-out"]
@@ -95,43 +81,35 @@ def _held_out(r:dict)->list:
 def _trained(r:dict)->bool: return bool(r.get("lifting",{}).get("learned"))
 
 # %% ../../nbs/paper/brief.ipynb #c018b
+def _range(v:_Voice, ci:list)->str:
+    "An interval as it stands in the table"
+    low,high = map(percent,ci)
+    return low[:-1]+{"en":"–","ja":"〜"}[v.lang]+high
+
 def _table(v:_Voice, r:dict)->list: # rows of text, the first one the head; empty where lists were not run
     "Accuracy by list length"
-    by = dict(sorted(r.get("laundry_list",{}).get("by_n",{}).items(),key=lambda x: int(x[0]))) # stored runs have sorted keys: "10" before "2"
+    by_n = r.get("laundry_list",{}).get("by_n",{})
+    by = dict(sorted(by_n.items(),key=lambda x: int(x[0]))) # stored runs have sorted keys: "10" before "2"
     if not by: return []
-    to = {"en":"–","ja":"〜"}[v.lang]
-    rows = [[v("items"),*by],[v("right"),*(percent(x["accuracy"]) for x in by.values())],
-            [v("range_",level=percent(_level)),*(f"{percent(x['ci'][0])[:-1]}{to}{percent(x['ci'][1])}" for x in by.values())],
+    rows = [[v("items"),*by],
+            [v("right"),*(percent(x["accuracy"]) for x in by.values())],
+            [v("range_",level=percent(_level)),*(_range(v,x["ci"]) for x in by.values())],
             [v("outright"),*(percent(x["top1"]) for x in by.values())]]
     after = {str(x["n_items"]):percent(x["after"]) for x in _held_out(r)}
     return rows+[[v("edited"),*(after.get(k,"") for k in by)]] if set(after)&set(by) else rows
 
 # %% ../../nbs/paper/brief.ipynb #c021
-_words |= dict(
-    fails=("Where it fails", "失敗する場合"),
-    reach=("Longest list that keeps at least {accuracy} right: {n_items} items.", "正答率{accuracy}以上を保てるのは、{n_items}品目のリストまでです。"),
-    by_low=("Each of these is judged by the lower end of its interval.", "いずれも信頼区間の下端で判定しています。"),
-    no_reach=("No tested length keeps at least {accuracy} right.", "調べた長さの中に、正答率{accuracy}以上を保てるものはありませんでした。"),
-    worst=("It fails most often in lists of {n_items} items when the answer stands at place {position}: {failure} of these fail ({ci}, {n} prompts).",
-           "最も失敗しやすいのは、{n_items}品目のリストで答えが{position}番目にある場合で、失敗率は{failure}です（{ci}、{n}問）。"),
-    place=("In lists of {n_items} items the answer is found least often at place {position}: {accuracy} right ({ci}).",
-           "{n_items}品目のリストでは、答えが{position}番目にあるときの正答率が最も低く、{accuracy}です（{ci}）。"),
-    place_bare=("In lists of {n_items} items the answer is found least often at place {position}: {accuracy} right "
-                "(this run has no interval for single places).",
-                "{n_items}品目のリストでは、答えが{position}番目にあるときの正答率が最も低く、{accuracy}です（位置ごとの信頼区間はありません）。"),
-    place_none=("In lists of {n_items} items all places of the answer do alike, so none can be called the weakest.",
-                "{n_items}品目のリストでは、答えの位置による正答率の差がないため、最も失敗しやすい位置は特定できません。"),
-    worst_none=("No list in the part that was set aside failed, so no kind of list can be called the weakest.",
-                "検証用のリストでは失敗がなかったため、最も失敗しやすい種類は特定できません。"),
-    last_guess=("With {n_items} items it is not clearly better than guessing.", "{n_items}品目では、正答率が当て推量を明らかに上回るとは言えません。"))
 _keep = (.8,.9) # levels that are read off the curve
 
 # %% ../../nbs/paper/brief.ipynb #c022
 def _reach(r:dict)->list[dict]: # accuracy, n_items
     "The longest list that keeps each accuracy by the lower end of its interval; nothing where none does"
-    by,out = {int(k):x["ci"][0] for k,x in r.get("laundry_list",{}).get("by_n",{}).items()},[]
-    told = [x for x in r.get("forecast",{}).get("longest",[]) if x["accuracy"]>=min(_keep)] # half right is nobody's wish
-    if not by: return sorted(told,key=lambda x: x["accuracy"])
+    by = {int(k):x["ci"][0] for k,x in r.get("laundry_list",{}).get("by_n",{}).items()}
+    if not by:
+        told = r.get("forecast",{}).get("longest",[])
+        told = [x for x in told if x["accuracy"]>=min(_keep)] # half right is nobody's wish
+        return sorted(told,key=lambda x: x["accuracy"])
+    out = []
     for level in _keep:
         kept = [n for n in sorted(by) if all(by[m]>=level for m in by if m<=n)]
         out.append(dict(accuracy=level,n_items=max(kept,default=None)))
@@ -166,22 +144,6 @@ def _fails(v:_Voice, r:dict)->list[str]:
         if x["ci"][0]<=1/n: said.append(v("last_guess",n_items=n))
     return said+_worst(v,r)
 
-# %% ../../nbs/paper/brief.ipynb #c027
-_words |= dict(
-    ahead=("Can failure be seen coming?", "失敗は事前に分かるか"),
-    auroc=("A few numbers read inside the model before it answers tell which of two prompts will fail, "
-           "one failing and one not, in {auroc} of pairs ({ci}, {n} prompts).",
-           "モデルが答える前に内部の少数の数値を読み取ると、失敗する問題と成功する問題を一つずつ組にした場合、その{auroc}の組で失敗するほうを言い当てられます（{ci}、{n}問）。"),
-    auroc_guess=("That is not clearly better than guessing.", "これは、当て推量を明らかに上回るとは言えません。"),
-    better=("That is clearly better than using the model's own confidence ({confidence}).", "モデル自身の確信度を使った場合の{confidence}より、明らかに優れています。"),
-    equal=("The model's own confidence, which costs nothing, does {confidence}: no clear difference.",
-           "追加の手間がかからないモデル自身の確信度を使っても{confidence}で、明確な差はありません。"),
-    worse=("The model's own confidence does better: {confidence}.", "モデル自身の確信度を使うほうが優れており、{confidence}です。"),
-    ahead_none=("Whether failure can be seen coming could not be measured: among the prompts that were tried, all fail "
-                "or none does. Lists of other lengths might show it.",
-                "失敗を予測できるかどうかは測れませんでした。試した問題がすべて失敗か、すべて成功だったためです。別の長さのリストなら測れるかもしれません。"),
-    ahead_not=("Forecasting failure was not run.", "失敗の予測は実行していません。"))
-
 # %% ../../nbs/paper/brief.ipynb #c028
 def _measured(*xs)->bool:
     "Are these numbers, all of them?"
@@ -200,28 +162,6 @@ def _ahead(v:_Voice, r:dict)->list[str]:
     if f["ci"][0]>high: key = "better"
     elif f["ci"][1]<low: key = "worse"
     return said+[v(key,confidence=percent(f["confidence"]))]
-
-# %% ../../nbs/paper/brief.ipynb #c031
-_words |= dict(
-    inside=("What is behind it", "仕組み"),
-    heads=("Small units (attention heads) found inside: {movers} for copying the answer, {inhibition} for saying what to leave out.",
-           "モデル内部で見つかった小さな部品（アテンションヘッド）のうち、答えを写すものは{movers}個、除外すべきものを知らせるものは{inhibition}個です。"),
-    heads_none=("No unit (attention head) was found that says what to leave out, so nothing that builds on one was tested.",
-                "除外すべきものを知らせる部品（アテンションヘッド）は見つからなかったため、それを前提とする検証はしていません。"),
-    removal=("Removing one direction of one unit ({component}) takes {relative} of this signal{ci}; "
-             "any other direction of that unit takes {other} at most.",
-             "ある部品に含まれる一つの方向（{component}）を取り除くと、除外すべきものを知らせる信号の{relative}{ci}が失われます。"
-             "同じ部品のほかの方向では、最大でも{other}です。"),
-    signal_none=("In the untouched model this signal is not clearly there, so what a removal takes of it could not be "
-                 "measured.",
-                 "この信号は、手を加えていないモデルでもはっきりとは認められないため、取り除いた場合の影響は測れませんでした。"),
-    removal_none=("Removing directions of the unit that was looked at ({component}) moved nothing that can be told "
-                  "from zero, so it is open which parts matter.",
-                  "調べた部品（{component}）の方向を取り除いても、測れるほどの変化はありませんでした。どの部品が重要かはまだ分かりません。"),
-    in_brackets=(" ({ci})", "（{ci}）"),
-    weights=("In the weights alone, unit (attention head) {dst} listens most to {src}.", "重みだけから見ると、部品（アテンションヘッド）{dst}が最も強く読み取るのは{src}の出力です。"),
-    weights_only=("Only the weights were read; the model itself was not run.", "調べたのは重みだけで、モデルは動かしていません。"),
-    inside_not=("The inside of the model was not looked at.", "モデルの内部は調べていません。"))
 
 # %% ../../nbs/paper/brief.ipynb #c032
 def _removed(v:_Voice, x:dict)->str:
@@ -244,36 +184,6 @@ def _inside(v:_Voice, r:dict)->list[str]:
     elif r.get("inhibition",{}).get("ci",(1,1))[0]<=0: said.append(v("signal_none"))
     if not said and strongest: said = [v("weights_only"),v("weights",src=strongest[0]["src"],dst=strongest[0]["dst"])]
     return said or [v("inside_not")]
-
-# %% ../../nbs/paper/brief.ipynb #c035
-_words |= dict(
-    edit=("What the edit changes", "編集で変わること"),
-    size=("The edit changes {n_gains} numbers inside the model, from layer {layer} up.", "編集では、モデル内部のレイヤー{layer}以降にある{n_gains}個の数値を変えます。"),
-    lift=("In wordings it was not trained on, the right item comes before all other words in lists of {n_items} items: "
-          "{before} without the edit, {after} with it ({change} points; {ci}, {n} prompts).",
-          "学習に使わなかった言い回しで、正しい品目が全単語の中で最上位になる割合は、{n_items}品目のリストで編集前が{before}、編集後が{after}です（差{change}ポイント、{ci}、{n}問）。"),
-    lift_too=("With {n_items} items: {before} without, {after} with it ({change} points; {ci}, {n} prompts).",
-              "{n_items}品目のリストでは、編集前が{before}、編集後が{after}です（差{change}ポイント、{ci}、{n}問）。"),
-    more=("As many numbers chosen at random reach {after}, clearly less.", "無作為に選んだ同数の数値を同様に調整した場合は{after}で、明らかに及びません。"),
-    as_much=("As many numbers chosen at random reach {after}: no clear difference, so it is not shown that the choice of numbers helps.",
-             "無作為に選んだ同数の数値を同様に調整した場合は{after}です。差が明確ではないため、数値の選び方による効果とは言えません。"),
-    scaled=("Only scaling the direction named above was tried: in lists of {n_items} items it changes "
-            "how often the right item comes before all other words by {change} points ({ci}, {n} prompts).",
-            "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストで、正しい品目が全単語の中で最上位になる割合の変化は{change}ポイントです（{ci}、{n}問）。"),
-    edit_not=("No edit was trained.", "学習による編集は行っていません。"),
-    lift_not=("What the edit gains was not measured in this run.", "編集の効果は、この実行では測っていません。"))
-
-# %% ../../nbs/paper/brief.ipynb #b035
-_words |= dict(
-    lift_full=("In lists of {n_items} items {before} are right without the edit, which leaves it nothing to gain: "
-               "what it is worth could not be measured there.",
-               "{n_items}品目のリストでは、編集前の正答率がすでに{before}で伸ばす余地がないため、編集の効果は測れませんでした。"),
-    scaled_full=("Only scaling the direction named above was tried. In lists of {n_items} items {before} are right "
-                 "without it, which leaves nothing to gain, so what it is worth could not be measured.",
-                 "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストでは、そのままでも正答率が{before}で伸ばす余地がないため、効果は測れませんでした。"),
-    scaled_still=("Only scaling the direction named above was tried. No factor moved the answers in lists of {n_items} "
-                  "items, so what it is worth could not be measured.",
-                  "試したのは、上記の方向の強さを変えることだけです。{n_items}品目のリストでは、どの倍率でも答えが変わらなかったため、効果は測れませんでした。"))
 
 # %% ../../nbs/paper/brief.ipynb #c036
 _full = .95 # right before an edit: nothing to gain beyond it
@@ -305,33 +215,12 @@ def _edit(v:_Voice, r:dict)->list[str]:
     learned = r.get("lifting",{}).get("learned")
     if not learned: return _scaled(v,r) or [v("lift_not" if "audit" in r else "edit_not")]
     said = [v("size",n_gains=learned["n_gains"],layer=learned["layer"])]
-    for key,x in zip(("lift","lift_too"),_held_out(r)): said += _lift(v,key,x,learned.get("random",[])) # more lengths are in the table
+    for key,x in zip(("lift","lift_too"),_held_out(r)): # more lengths are in the table
+        said += _lift(v,key,x,learned.get("random",[]))
     return said
 
 # %% ../../nbs/paper/brief.ipynb #c039
-_words |= dict(
-    kl=("how much ordinary text changes", "通常の文章での出力の変化"), loss=("predicting ordinary text", "通常の文章の予測"), ioi=("the basic task", "基本課題"),
-    induction=("repeating a sequence seen before", "前に出た並びの繰り返し"), lists_rule=("lists in other wordings", "別の言い回しのリスト課題"),
-    wrong=("taking the item left over where it is not the answer", "残った品目が答えでない場面でもその品目を選ぶ傾向"),
-    lag=("gain that is missing in other wordings", "別の言い回しでの効果の目減り"))
 _rule = lambda name: "lists_rule" if name=="lists" else name
-
-# %% ../../nbs/paper/brief.ipynb #c040
-_words |= dict(
-    cost=("What it costs", "副作用"),
-    passed=("The audit of side effects passed: all {n} limits that could be tested were kept.", "副作用の検査は合格です。検査できた{n}項目は、すべて限度内でした。"),
-    tested_none=("The audit could test none of its limits, so nothing is known about side effects.",
-                 "検査できた項目がないため、副作用については何も分かりません。"),
-    failed=("The audit of side effects failed on: {names}. The edit should not be used as it is.",
-            "副作用の検査は不合格です（限度を超えた項目：{names}）。編集はこのままでは使わないでください。"),
-    strict=("The audit of side effects did not pass: it is not certain that all limits are kept.", "副作用の検査は不合格です。すべての項目が限度内だとは言い切れません。"),
-    near=("Closest to its limit: {name}, at {used} of what is allowed.", "限度に最も近い項目は「{name}」で、限度の{used}です。"),
-    over=("Furthest beyond its limit: {name}, at {used} of what is allowed.", "限度を最も大きく超えた項目は「{name}」で、限度の{used}です。"),
-    nothing=("Nothing got worse.", "悪化した項目はありません。"),
-    unsure=("Kept, but not with certainty: {names}.", "限度内ですが、確実とは言えない項目：{names}。"),
-    untested=("Could not be tested: {names}.", "検査できなかった項目：{names}。"),
-    cost_not=("Side effects were not audited, so the edit should not be used yet.", "副作用の検査はしていません。検査するまで編集は使わないでください。"),
-    cost_none=("No edit was trained, so there are no side effects to report.", "学習による編集を行っていないため、報告する副作用はありません。"))
 
 # %% ../../nbs/paper/brief.ipynb #c041
 def _tested(a:dict)->list: # rules of an audit
@@ -346,7 +235,9 @@ def _cost(v:_Voice, r:dict)->list[str]:
     if (a:=r.get("audit")) is None: return [v("cost_not" if _trained(r) else "cost_none")]
     if not _tested(a): return [v("tested_none")]
     names,by = lambda rules: _rule_names(v,rules),{x["rule"]:x for x in a["verdicts"]}
-    said = [v("passed",n=len(_tested(a))) if a["passed"] else v("failed",names=names(a["failed"])) if a["failed"] else v("strict")]
+    if a["passed"]: said = [v("passed",n=len(_tested(a)))]
+    elif a["failed"]: said = [v("failed",names=names(a["failed"]))]
+    else: said = [v("strict")]
     used = by.get(a.get("first"),{}).get("used")
     if a.get("first") is None: said.append(v("nothing"))
     elif used is not None: said.append(v("over" if used>1 else "near",name=v(_rule(a["first"])),used=percent(used)))
@@ -354,74 +245,11 @@ def _cost(v:_Voice, r:dict)->list[str]:
     return said
 
 # %% ../../nbs/paper/brief.ipynb #c044
-_words |= dict(
-    undo=("How to roll it back", "元に戻す方法"),
-    undo_how=("This run left the model as it found it. Its edit lies in files of its own, in the folder `edits` of the run, "
-              "and the model's own files never change: leave the edit out, and the model is as before. "
-              "What `th_edit` wrote is removed by `th_edit --undo --out FOLDER`.",
-              "この実行によってモデルは変わっていません。編集は、実行結果のフォルダー内の`edits`に別のファイルとして保存され、モデル本体のファイルは変わりません。"
-              "編集を読み込まなければ、モデルは元のままです。`th_edit`で作った編集のファイルは、`th_edit --undo --out フォルダー`で削除できます。"),
-    undo_none=("This run changed nothing, so there is nothing to roll back.", "この実行では何も変えていないため、元に戻すものはありません。"))
-
 def _undo(v:_Voice, r:dict)->list[str]:
     "What to do so that all is as before"
     return [v("undo_how" if _trained(r) or "audit" in r else "undo_none")]
 
-# %% ../../nbs/paper/brief.ipynb #c046
-_words |= dict(
-    sure=("How sure we are", "どこまで確かか"),
-    level=("Intervals are {level} intervals: repeated with other prompts, {level} of such intervals hold the true value.",
-           "このページの区間はすべて{level}信頼区間です。別の問題で測定を繰り返し、そのたびに区間を求めると、区間の{level}が真の値を含みます。"),
-    claims=("The paper's claims, {total} in all, judged by rules written down beforehand: {counts}.",
-            "論文の主張{total}件を、事前に定めた基準で判定しました（{counts}）。"),
-    replicates=("{n} replicated", "再現{n}件"),
-    partly=("{n} replicated in part", "一部再現{n}件"),
-    refuted=("{n} did not replicate", "再現せず{n}件"),
-    claims_none=("None of the paper's claims, {total} in all, could be judged.", "論文の主張{total}件は、いずれも判定できませんでした。"),
-    untestable=("{n} more could not be tested here, which is evidence neither for nor against them.",
-                "このほか{n}件は、ここでは検証できませんでした。これらの主張が正しいとも誤りとも言えません。"),
-    why_all=("Why not: {reason}.", "検証できなかった理由：{reason}。"),
-    why_some=("Of these, {n}: {reason}.", "検証できなかった主張のうち{n}件：{reason}。"),
-    claims_not=("This run judged none of the paper's claims.", "この実行では論文の主張を判定していません。"),
-    quick=("Quick settings, random seed {seed}: a full run is more exact, and other seeds may differ.",
-           "簡易設定（quick）、乱数シード{seed}による結果です。完全設定（full）のほうが正確で、シードが違えば値も変わることがあります。"),
-    full=("Full settings, random seed {seed}; other seeds may differ.", "完全設定（full）、乱数シード{seed}による結果です。シードが違えば値も変わることがあります。"),
-    seed=("One run with random seed {seed}; other seeds may differ.", "乱数シード{seed}による一回の実行の結果です。シードが違えば値も変わることがあります。"),
-    not_run=("Not run: {names}.", "実行していない項目：{names}。"),
-    scope=("All prompts are English sentences made from templates; other uses were not tested.", "問題はすべて、英語のひな型から作った文です。ほかの用途は確かめていません。"))
-
-# %% ../../nbs/paper/brief.ipynb #b047
-_words |= dict(
-    w_not_run=("the part of the run that it needs was left out or could not run; full settings may help",
-               "必要な部分を実行していないか、実行できませんでした。完全設定（full）で判定できる場合があります"),
-    w_no_heads=("no unit of the kind was found; try another task or another way of searching",
-                "該当する部品が見つかりませんでした。別の課題や別の探し方を試してください"),
-    w_no_skill=("the model cannot do the task clearly better than by guessing; try an easier task or another model",
-                "モデルがこの課題を当て推量より明らかに良く解けるとは言えません。より易しい課題や別のモデルを試してください"),
-    w_no_effect=("what should change is not clearly there in the untouched model; try another task or more prompts",
-                 "変化を調べる対象が、手を加えていないモデルではっきり認められません。別の課題や、より多くの問題を試してください"),
-    w_unmoved=("the intervention moved nothing; look at other units",
-               "操作しても何も変わりませんでした。別の部品を調べてください"),
-    w_no_room=("there is no room for the effect; try a harder task or a larger model",
-               "効果が現れる余地がありません。より難しい課題や、より大きいモデルを試してください"),
-    w_no_lift=("the edit does not clearly help, so there is nothing to pay for; train longer or try another edit",
-               "編集の効果がはっきりしないため、副作用の有無を問えません。学習を長くするか、別の編集を試してください"),
-    w_no_numbers=("a number that it needs is missing; run that part again", "必要な数値が欠けています。その部分を実行し直してください"),
-    w_unknown=("this run does not say", "この実行には記録がありません"))
-
 # %% ../../nbs/paper/brief.ipynb #c047
-_words |= dict(
-    s_ioi=("basic task", "基本課題"),
-    s_heads=("search for units", "部品の探索"),
-    s_laundry_list=("list task", "リスト課題"),
-    s_removal=("removal of a direction", "方向の除去"),
-    s_steering=("steering to other answers", "別の答えへの誘導"),
-    s_weights=("analysis of the weights", "重みの分析"),
-    s_signal=("content of the signal", "信号の内容"),
-    s_crowding=("effect of order", "順序の影響"),
-    s_lifting=("edit", "学習による編集"),
-    s_audit=("audit of side effects", "副作用の検査"),
-    s_forecast=("forecast of failure", "失敗の予測"))
 _sections = [k[2:] for k in _words if k.startswith("s_")]
 _outcomes = {"replicates":"replicates","partly":"partly","does not replicate":"refuted"}
 _untested = "cannot be tested here"
@@ -451,24 +279,6 @@ def _sure(v:_Voice, r:dict)->list[str]:
     measured = [v("level",level=percent(_level))] if shown else []
     return measured+said+([v("scope")] if {"ioi","laundry_list"}&set(r) else [])
 
-# %% ../../nbs/paper/brief.ipynb #c051
-_words |= dict(
-    can=("The basic task: {accuracy} right, better than guessing.", "基本課題の正答率は{accuracy}で、当て推量を上回ります。"),
-    cannot=("The basic task: {accuracy} right, not clearly better than guessing.", "基本課題の正答率は{accuracy}で、当て推量を明らかに上回るとは言えません。"),
-    only_weights=("The model itself was not run, so nothing is known here of what it does.", "モデルを動かしていないため、何ができるかはここでは分かりません。"),
-    far=("Lists of up to {n_items} items stay at {accuracy} or better.", "リスト課題の正答率は、{n_items}品目までなら{accuracy}以上です。"),
-    not_far=("Even the shortest lists are not certain to reach {accuracy}.", "最も短いリストでも、正答率が{accuracy}以上とは言い切れません。"),
-    use=("The edit helps and passed its audit: it can be used within the limits below.", "モデルの編集には効果があり、副作用の検査にも合格しました。以下に示す範囲で使えます。"),
-    no_gain=("The edit passed its audit, but its gain is not certain: there is little reason to use it.",
-             "モデルの編集は副作用の検査に合格しましたが、効果があるとは言い切れず、使う理由はあまりありません。"),
-    no_room=("The edit passed its audit, but the task is done almost without fault before it: there is nothing to "
-             "gain.",
-             "モデルの編集は副作用の検査に合格しましたが、編集前からほぼ誤りなく課題を解けるため、伸ばす余地がありません。"),
-    gain_unknown=("An edit passed its audit; what it gains was not measured here.", "モデルの編集は副作用の検査に合格しましたが、効果はここでは測っていません。"),
-    refuse=("The edit did not pass its audit: do not use it.", "モデルの編集は副作用の検査で不合格でした。使わないでください。"),
-    wait=("An edit was measured but not audited: do not use it yet.", "モデルの編集の効果は測りましたが、副作用は検査していません。まだ使わないでください。"),
-    no_edit=("No edit was trained.", "学習による編集は行っていません。"))
-
 # %% ../../nbs/paper/brief.ipynb #c052
 def _advice(r:dict)->str: # name of a sentence
     "What the run says about using the edit"
@@ -485,13 +295,12 @@ def _short(v:_Voice, r:dict)->list[str]:
     if not (set(_sections)-{"weights"})&set(r): said = [v("only_weights")]
     elif "ioi" not in r: said = [v("task_not")]
     else: said = [v("can" if r["ioi"]["accuracy_ci"][0]>.5 else "cannot",accuracy=percent(r["ioi"]["accuracy"]))]
-    for x in _reach(r)[:1]: said.append(v("far" if x["n_items"] else "not_far",accuracy=percent(x["accuracy"]),n_items=x["n_items"]))
+    for x in _reach(r)[:1]:
+        key = "far" if x["n_items"] else "not_far"
+        said.append(v(key,accuracy=percent(x["accuracy"]),n_items=x["n_items"]))
     return said+[v(_advice(r))]
 
 # %% ../../nbs/paper/brief.ipynb #c055
-_words |= dict(
-    title=("{model}: a brief for a decision", "{model}：判断のための要約"),
-    foot=("Every number on this page comes from the results.json of the run.", "このページの数値はすべて、実行結果のファイル（results.json）から取り込んだものです。"))
 _parts = dict(does=_does, fails=_fails, ahead=_ahead, inside=_inside, edit=_edit, cost=_cost, undo=_undo, sure=_sure)
 
 @dataclass(frozen=True, repr=False)
@@ -528,18 +337,27 @@ def markdown(self:Brief)->str:
     return "\n\n".join([*out,f"*{self.foot}*"])+"\n"
 
 # %% ../../nbs/paper/brief.ipynb #c058
+def _html_row(r:list, tag:str)->str:
+    cells = "".join(f"<{tag}>{escape(c)}</{tag}>" for c in r[1:])
+    return f"<tr><th scope='row'>{escape(r[0])}</th>{cells}</tr>"
+
 def _html_table(rows:list)->str:
     "Rows as HTML, first row and first column as heads"
-    line = lambda r,tag: f"<tr><th scope='row'>{escape(r[0])}</th>"+"".join(f"<{tag}>{escape(c)}</{tag}>" for c in r[1:])+"</tr>"
-    return f"<table><thead>{line(rows[0],'th')}</thead><tbody>{''.join(line(r,'td') for r in rows[1:])}</tbody></table>"
+    body = "".join(_html_row(r,"td") for r in rows[1:])
+    return f"<table><thead>{_html_row(rows[0],'th')}</thead><tbody>{body}</tbody></table>"
+
+def _html_text(s:str)->str: return re.sub(r"`([^`]+)`",r"<code>\1</code>",escape(s))
+
+def _html_part(heading:str, text:str, rows:list)->str:
+    "A part of the page, with its table if it has one"
+    table = _html_table(rows) if rows else ""
+    return f"<section><h2>{escape(heading)}</h2><div><p>{_html_text(text)}</p>{table}</div></section>"
 
 @patch
 def html(self:Brief)->str:
     "The body of the page"
-    text = lambda s: re.sub(r"`([^`]+)`",r"<code>\1</code>",escape(s))
-    part = lambda h,t,rows: f"<section><h2>{escape(h)}</h2><div><p>{text(t)}</p>{_html_table(rows) if rows else ''}</div></section>"
-    parts = "".join(part(*p) for p in self.parts)
-    return f"<h1>{escape(self.title)}</h1><p class='short'>{text(self.short)}</p>{parts}<p class='foot'>{escape(self.foot)}</p>"
+    top = f"<h1>{escape(self.title)}</h1><p class='short'>{_html_text(self.short)}</p>"
+    return top+"".join(_html_part(*p) for p in self.parts)+f"<p class='foot'>{escape(self.foot)}</p>"
 
 @patch
 def _repr_html_(self:Brief): # inside a notebook, below its own headings
@@ -552,10 +370,12 @@ section{display:grid;grid-template-columns:10.6em 1fr;gap:0 1.2em;border-top:1px
 section h2{font-size:1em;margin:0;line-height:1.6} section p{margin:0} .scroll{margin:.5em 0 0}
 .foot{color:var(--quiet);font-size:.85em;border-top:1px solid var(--line);padding-top:.5em}
 td,th{padding:.2em .6em} tbody th{font-weight:400;text-align:left} thead th:first-child{text-align:left}
-:lang(ja){line-break:strict;font-family:system-ui,"Hiragino Sans","Yu Gothic UI","Noto Sans CJK JP","Noto Sans JP","IPAexGothic",sans-serif}
+:lang(ja){line-break:strict;font-family:system-ui,"Hiragino Sans","Yu Gothic UI",
+"Noto Sans CJK JP","Noto Sans JP","IPAexGothic",sans-serif}
 @media (max-width:640px){section{grid-template-columns:1fr}}
 @media print{@page{size:A4;margin:12mm 14mm} body{font-size:9pt;line-height:1.38} main{padding:0;max-width:none}
-section{padding:.35em 0;break-inside:avoid} h1{margin:0 0 .5em;font-size:1.35em} td,th{padding:.1em .6em} .short{padding:.4em 1em;margin:.5em 0}}</style>"""
+section{padding:.35em 0;break-inside:avoid} h1{margin:0 0 .5em;font-size:1.35em} td,th{padding:.1em .6em}
+.short{padding:.4em 1em;margin:.5em 0}}</style>"""
 
 # %% ../../nbs/paper/brief.ipynb #c060b
 @patch
@@ -563,7 +383,8 @@ def save(self:Brief, path, # a file that ends in .html or .md
         )->Path: # raises `OutputError` if it cannot be written
     "Write the page: one offline HTML file, or Markdown"
     path = Path(path).expanduser()
-    if path.suffix not in (".html",".md"): raise OutputError(f"{path.name} must end in .html or .md, the two forms a brief is written in.")
+    if path.suffix not in (".html",".md"):
+        raise OutputError(f"{path.name} must end in .html or .md, the two forms a brief is written in.")
     if path.suffix==".html": return page(_style+self.html(),path,self.title,self.lang)
     with atomic_path(path) as tmp: tmp.write_text(self.markdown(),encoding="utf-8")
     return path
