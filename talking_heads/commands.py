@@ -203,7 +203,7 @@ def _value(s:str):
 # %% ../nbs/commands.ipynb #m024
 own_options = "model seed out resume device dtype revision".split() # parameters that `th_paper` has options for
 _names = dict(how=("paper.settings","paper_presets"),audit_plan=("paper.settings","audit_plans"),
-              template=("data","list_templates"),known=("weights.detection","known_edges")) # module and its list or dict
+              template=("data","list_templates"),known=("weights.detection","known_edges")) # module, its list or dict
 _kinds = {int:"a whole number, 0 or more",list:"a list of whole numbers",str:"a text"}
 
 def _fits(value, like)->bool:
