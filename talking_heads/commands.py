@@ -7,7 +7,7 @@ __all__ = ['own_options', 'died', 'th_model', 'th_scan', 'th_edit', 'paper_noteb
            'th_paper', 'th_compare', 'th_brief', 'th_sweep']
 
 # %% ../nbs/commands.ipynb #c003
-import ast, difflib, functools, hashlib, importlib, json, os, re, signal, sys, tempfile, threading, time
+import difflib, hashlib, importlib, json, os, re, signal, sys, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -91,7 +91,8 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             processing:Param("folded (norm gains in the weights) or raw (as the checkpoint has them)",str)="folded",
             rope_distance:Param("tokens from key to query for rotary models; without it position is ignored",int)=None,
             device:Param("where the products run: cpu, cuda",str)="cpu",
-            min_share:Param("or --min-share: the part of its head a component must hold; else 1/d_model, 0 keeps all",float)=None,
+            min_share:Param("or --min-share: the part of its head a component must hold; else 1/d_model, 0 keeps all",
+                            float)=None,
             memory:Param("bound on what the scan adds to Python and torch (about 0.4 GB), e.g. 4GB",str)="4GB",
             revision:Param("branch, tag or commit of a Hugging Face id",str)=None):
     "Scan a model's weights for heads that could talk: scan.parquet, scan.json, and scan.html with the charts"
@@ -140,9 +141,11 @@ def _edit_folder(out:Path, dry_run:bool, undo:bool):
 @command
 def th_edit(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,nargs="?")="smollm2",
             task:Param("what to improve",str,choices=["laundry"])="laundry",
-            budget:Param("limits the audit must respect, e.g. kl=0.02,wrong=0.05; a limit of none leaves its rule out",str)="",
+            budget:Param("limits the audit must respect, e.g. kl=0.02,wrong=0.05; a limit of none leaves its rule out",
+                         str)="",
             out:Param("folder for the edit, its adapter, audit.json and edit.html",str)="runs/edit",
-            how:Param("how much to train: quick, full (some twenty minutes on two cores, with the full audit), or tiny for the toy",str)="quick",
+            how:Param("how much to train: quick, full (some twenty minutes on two cores, with the full audit), "
+                      "or tiny for the toy",str)="quick",
             full_audit:Param("audit on more text and prompts (some minutes), whatever was trained",store_true)=False,
             dry_run:Param("say what would be kept and write nothing",store_true)=False,
             baked:Param("write a full checkpoint as well",store_true)=False,
@@ -160,10 +163,12 @@ def th_edit(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
 def _draw(bars:dict, r:dict):
     "Move the bar of the loop that `r` belongs to; a loop inside a loop has its bar below"
     from tqdm import tqdm
-    if r["desc"] not in bars: bars[r["desc"]] = tqdm(total=r["total"], desc=r["desc"], leave=False, position=1+len(bars), file=sys.stderr)
-    bar = bars[r["desc"]]
+    name = r["desc"]
+    if name not in bars:
+        bars[name] = tqdm(total=r["total"],desc=name,leave=False,position=1+len(bars),file=sys.stderr)
+    bar = bars[name]
     bar.update(r["n"]-bar.n)
-    if r["n"]>=r["total"]: bars.pop(r["desc"]).close()
+    if r["n"]>=r["total"]: bars.pop(name).close()
 
 # %% ../nbs/commands.ipynb #c019
 def _follow(path:Path, done:threading.Event):
@@ -195,21 +200,10 @@ def _value(s:str):
     try: return json.loads(s)
     except ValueError: return s
 
-def _presets(notebook:Path)->dict: # name of the preset to its settings
-    "What a notebook assigns to `presets`, read from its source"
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    for c in cells:
-        source = "".join(c["source"])
-        if c["cell_type"]!="code" or "presets" not in source: continue
-        for node in ast.parse(source).body:
-            if not (isinstance(node,ast.Assign) and getattr(node.targets[0],"id","")=="presets"): continue
-            values = [{k.arg:ast.literal_eval(k.value) for k in v.keywords} for v in node.value.values]
-            return dict(zip(map(ast.literal_eval,node.value.keys),values))
-    return {}
-
 # %% ../nbs/commands.ipynb #m024
 own_options = "model seed out resume device dtype revision".split() # parameters that `th_paper` has options for
-_names = dict(template=("data","list_templates"),known=("detection","known_edges")) # they name an entry of a dict
+_names = dict(how=("paper.settings","paper_presets"),audit_plan=("paper.settings","audit_plans"),
+              template=("data","list_templates"),known=("weights.detection","known_edges")) # module, its list or dict
 _kinds = {int:"a whole number, 0 or more",list:"a list of whole numbers",str:"a text"}
 
 def _fits(value, like)->bool:
@@ -218,19 +212,18 @@ def _fits(value, like)->bool:
     if isinstance(like,list): return isinstance(value,list) and bool(value) and all(whole(v,1) for v in value)
     return whole(value,0) if isinstance(like,int) else isinstance(value,type(like))
 
-def _choices(name:str, presets:dict)->list|None:
+def _choices(name:str)->list|None:
     "The values that a parameter can have, where they can be listed"
-    if name=="how" and presets: return list(presets)
-    if name=="audit_plan": return ["","quick","full"]
     if name not in _names: return None
     module,entry = _names[name]
     return list(getattr(importlib.import_module(f"talking_heads.{module}"),entry))
 
 # %% ../nbs/commands.ipynb #m124
-def _check_value(name:str, value, presets:dict)->None:
+def _check_value(name:str, value)->None:
     "`UsageError` for a value that a parameter cannot have"
+    from talking_heads.paper.settings import paper_presets
     if value is None: return
-    like,choices = presets.get("full",{}).get(name),_choices(name,presets)
+    like,choices = getattr(paper_presets["full"],name,None),_choices(name)
     if choices is not None and value not in choices:
         raise UsageError(f"{name} cannot be {value!r}. Choose {', '.join(map(repr,choices))}.")
     if like is not None and not _fits(value,like):
@@ -254,10 +247,10 @@ def _check_name(name:str, text:str, known:list)->None:
 def _parameters(notebook:Path, given:list)->dict:
     "Parameters from `-p name value` pairs, or `UsageError` for a name or a value that the notebook cannot take"
     import papermill as pm
-    known,presets = list(pm.inspect_notebook(_braced(notebook))),_presets(notebook)
+    known = list(pm.inspect_notebook(_braced(notebook)))
     for name,text in given:
         _check_name(name,text,known)
-        _check_value(name,_value(text),presets)
+        _check_value(name,_value(text))
     return {name:_value(v) for name,v in given}
 
 # %% ../nbs/commands.ipynb #m027
@@ -322,7 +315,7 @@ def _end(process)->None:
 def _our_errors()->set:
     "Names of all errors of this package, those of modules included that are not imported here"
     found,ours = {},{"TalkingHeadsError"}
-    for f in Path(__file__).resolve().parent.glob("*.py"):
+    for f in Path(__file__).resolve().parent.rglob("*.py"):
         found |= dict(re.findall(r"^class (\w+)\((.*)\):",f.read_text(encoding="utf-8"),re.MULTILINE))
     while more := {n for n,parents in found.items() if ours&set(re.findall(r"\w+",parents))}-ours: ours |= more
     return ours
@@ -392,7 +385,9 @@ def _counts(verdicts:list)->str:
 
 def _strongest(w:dict)->str:
     "The pairs of heads that stand out most, by mode"
-    return "\n".join(f"{m}: "+", ".join(f"{r['src']} to {r['dst']} (z {r['z']:.0f})" for r in v[:5]) for m,v in w["strongest"].items())
+    def line(mode, rows):
+        return f"{mode}: "+", ".join(f"{r['src']} to {r['dst']} (z {r['z']:.0f})" for r in rows[:5])
+    return "\n".join(line(m,rows) for m,rows in w["strongest"].items())
 
 # %% ../nbs/commands.ipynb #c027b
 def headline(results:dict, # from `read_results`
@@ -404,7 +399,9 @@ def headline(results:dict, # from `read_results`
     ci = lambda x: f"[{x[0]:.2f}, {x[1]:.2f}]"
     names = lambda c: " ".join(r["head"] for r in h[c][:6]) or "none called"
     lists = ", ".join(f"N={n} {r['accuracy']:.2f} {ci(r['ci'])}" for n,r in ll["by_n"].items())
-    return (f"IOI, n={i['n']}: accuracy {i['accuracy']:.3f} {ci(i['accuracy_ci'])}, logit difference {i['logit_diff']:.2f} {ci(i['logit_diff_ci'])}\n"
+    right = f"accuracy {i['accuracy']:.3f} {ci(i['accuracy_ci'])}"
+    margin = f"logit difference {i['logit_diff']:.2f} {ci(i['logit_diff_ci'])}"
+    return (f"IOI, n={i['n']}: {right}, {margin}\n"
             f"Movers {names('mover')}; negative {names('negative_mover')}; inhibition {names('inhibition')}\n"
             f"Laundry List ({ll['template']}), accuracy among the items: {lists}\n{counts}")
 
@@ -525,7 +522,8 @@ def _sweep_reader(code:dict, keep_old:bool):
     "How to read the results of a run, or say what is wrong with them"
     def read(folder):
         results = read_results(folder)
-        key = json.loads((Path(folder)/"tables"/"key.json").read_text()) if (Path(folder)/"tables"/"key.json").is_file() else {}
+        made_with = Path(folder)/"tables"/"key.json"
+        key = json.loads(made_with.read_text()) if made_with.is_file() else {}
         if key.get("notebook") not in code["notebooks"] and not keep_old:
             raise OutputError("It was made with another paper notebook. Bring every clone to the same commit.")
         return results

@@ -1,6 +1,7 @@
 "Stored runs: whole, valid, made by the current code or said to be stale"
 import json
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from talking_heads.paper.sections import *
 from talking_heads.paper.claims import judge_claims
 from talking_heads.base.store import *
+from talking_heads.paper.settings import paper_presets, paper_settings
 
 root = Path(__file__).resolve().parent.parent
 stored = sorted((root/"nbs"/"paper"/"runs").glob("*.json"))
@@ -31,3 +33,25 @@ def test_code_behind_sees_what_decides_numbers(tmp_path):
     a.write_text(nb("from talking_heads.weights.nulls import *"))
     b.write_text(nb("from talking_heads.weights.nulls import *\nfrom talking_heads.charts import *"))
     assert len({code_behind(a), code_behind(b)}) == 2 and code_behind(a) == code_behind(a)
+
+def test_schema_file_is_what_the_registry_gives():
+    text = (root/"talking_heads"/"assets"/"results.schema.json").read_text(encoding="utf-8")
+    assert json.loads(text) == json.loads(json.dumps(schema)), \
+        "write json.dumps(schema, indent=1) of talking_heads.paper.sections to talking_heads/assets/results.schema.json"
+
+def test_registry_and_schemas_agree():
+    for version, s in schemas.items():
+        known = {n for n, o in result_sections.items() if o.since <= version}
+        assert set(s["properties"]) == known|{"schema_version"}
+        assert set(s["required"]) == {n for n in known if version in result_sections[n].required}|{"schema_version"}
+    assert all(o.since in schemas and set(o.required) <= set(schemas) for o in result_sections.values())
+
+def test_settings_are_the_parameters_of_the_notebook():
+    nb = json.loads((root/"nbs"/"paper"/"paper.ipynb").read_text(encoding="utf-8"))
+    names = {k: None for k in asdict(paper_presets["full"])}
+    scope = {}
+    exec("".join(next(c["source"] for c in nb["cells"] if "parameters" in c["metadata"].get("tags", []))), scope)
+    assert {k: scope[k] for k in names} == names, "a parameter that a preset sets is None by default"
+    for how, preset in paper_presets.items():
+        assert paper_settings(how, **names) == preset
+        for k, v in asdict(preset).items(): assert paper_settings(how, **{k: v}) == preset

@@ -9,7 +9,8 @@ from execnb.nbio import read_nb, write_nb
 from nbdev.clean import clean_nb
 
 from talking_heads.base.core import atomic_path
-from talking_heads.paper.sections import code_behind, read_results
+from talking_heads.base.store import code_behind
+from talking_heads.paper.sections import read_results
 
 root = Path(__file__).resolve().parent.parent
 

@@ -46,23 +46,32 @@ def spelled(args:list[str], # as they were typed
     return out
 
 # %% ../../nbs/base/command_line.ipynb #m009
-def _parser(f):
-    "The parser of a command: fastcore's, with dashes in options, and with our error where it would end the program"
-    p = anno_parser(f,prog=f.__name__)
-    for a in p._actions:
+def _dashed(parser)->None:
+    "Write the options of a parser with dashes, in place"
+    for a in parser._actions:
         for old in [o for o in a.option_strings if "_" in o]:
             new = "--"+old[2:].replace("_","-")
             a.option_strings = [new if o==old else o for o in a.option_strings]
-            p._option_string_actions[new] = p._option_string_actions.pop(old)
+            parser._option_string_actions[new] = parser._option_string_actions.pop(old)
+
+def _advice(message:str, known:list)->str: # empty, or sentences that begin with a space
+    "What was probably meant, from what argparse says and the options that it knows"
+    unknown = message.split(": ",1)[1].split() if message.startswith("unrecognized") else []
+    options = [o for o in known if o.startswith("--")]
+    wrong = [w for w in unknown if w.startswith("--")]
+    near = [difflib.get_close_matches(w.split("=")[0],options,n=1,cutoff=.5) for w in wrong]
+    meant = "".join(f" Did you mean {x[0]}?" for x in near if x)
+    about_p = "-p" in known and (unknown or "argument -p" in message)
+    return meant+(" Write parameters of the notebook as -p n_prompts 50 or n_prompts=50." if about_p else "")
+
+# %% ../../nbs/base/command_line.ipynb #q009
+def _parser(f):
+    "The parser of a command: fastcore's, with dashes in options, and with our error where it would end the program"
+    p = anno_parser(f,prog=f.__name__)
+    _dashed(p)
     def refuse(message):
-        options = [o for o in p._option_string_actions if o.startswith("--")]
-        unknown = message.split(": ",1)[1].split() if message.startswith("unrecognized") else []
-        wrong = [w for w in unknown if w.startswith("--")]
-        near = [difflib.get_close_matches(w.split("=")[0],options,n=1,cutoff=.5) for w in wrong]
-        meant = "".join(f" Did you mean {x[0]}?" for x in near if x)
-        about_p = "-p" in p._option_string_actions and (unknown or "argument -p" in message)
-        how = " Write parameters of the notebook as -p n_prompts 50 or n_prompts=50." if about_p else ""
-        raise UsageError(f"{f.__name__}: {message}.{meant}{how} {f.__name__} --help lists the options.")
+        advice = _advice(message,list(p._option_string_actions))
+        raise UsageError(f"{f.__name__}: {message}.{advice} {f.__name__} --help lists the options.")
     p.error = refuse
     return p
 

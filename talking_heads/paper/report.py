@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter
 from ..base.vega import chart_html
 from ..base.core import OutputError, atomic_path
-from ..base.pages import *
+from ..base.pages import html_document, make_accessible, remove_external
 
 # %% ../../nbs/paper/report.ipynb #c007
 def _read(path):
@@ -26,19 +26,26 @@ def _read(path):
     try:
         nb = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
         nbformat.validate(nb)
-    except Exception as e: raise OutputError(f"{path} is no readable notebook ({str(e).splitlines()[0][:120]}). Run it again.") from e
+    except Exception as e:
+        why = str(e).splitlines()[0][:120]
+        raise OutputError(f"{path} is no readable notebook ({why}). Run it again.") from e
     return nb
 
 # %% ../../nbs/paper/report.ipynb #c010
 _tags = lambda c: set(c.metadata.get("tags",[]))
-_hidden = re.compile(r"^\s*#\|\s*(hide|include:\s*false)\s*$", re.MULTILINE)
+_directive = re.compile(r"^#\|.*\n?", re.MULTILINE)
+_hide = re.compile(r"^\s*#\|\s*(hide|include:\s*false)\s*$", re.MULTILINE)
+
+def _hidden(c)->bool:
+    "Did the author hide this cell?"
+    return "remove-cell" in _tags(c) or (c.cell_type=="code" and bool(_hide.search(c.source)))
 
 def _visible(nb):
     "`nb` without the cells, sources and outputs that its author hid"
-    nb.cells = [c for c in nb.cells if "remove-cell" not in _tags(c) and not (c.cell_type=="code" and _hidden.search(c.source))]
+    nb.cells = [c for c in nb.cells if not _hidden(c)]
     for c in nb.cells:
         if c.cell_type!="code": continue
-        c.source = "" if "remove-input" in _tags(c) else re.sub(r"^#\|.*\n?", "", c.source, flags=re.MULTILINE).strip()
+        c.source = "" if "remove-input" in _tags(c) else _directive.sub("",c.source).strip()
         if "remove-output" in _tags(c): c.outputs = [o for o in c.outputs if o.output_type=="error"]
     nb.cells = [c for c in nb.cells if c.source.strip() or c.get("outputs")]
     return nb
@@ -67,14 +74,18 @@ def _parameters(nb):
     row = "<tr><th scope='row'><code>{}</code></th><td><code>{}</code></td></tr>"
     rows = "".join(row.format(escape(k),escape(v)) for k,v in values.items())
     table = f"<table class='parameters'><caption>Parameters of this run</caption>{rows}</table>"
-    cells[0].source,cells[0].outputs = "", [nbformat.v4.new_output("display_data", data={"text/html":table}), *cells[0].outputs]
+    shown = nbformat.v4.new_output("display_data", data={"text/html":table})
+    cells[0].source,cells[0].outputs = "",[shown,*cells[0].outputs]
     nb.cells = [c for c in nb.cells if not any(c is d for d in cells[1:])]
     return nb
 
 # %% ../../nbs/paper/report.ipynb #c016
+_bar = re.compile(r"\d+%\||\d+(it|s)/(s|it)")
+
 def _is_progress(o):
     "Is this output nothing but a progress bar?"
-    return o.get("name")=="stderr" and all(re.search(r"\d+%\||\d+(it|s)/(s|it)", l) for l in re.split(r"[\r\n]+", o.text) if l.strip())
+    if o.get("name")!="stderr": return False
+    return all(_bar.search(l) for l in re.split(r"[\r\n]+", o.text) if l.strip())
 
 def _offline_outputs(nb):
     "Charts as our own HTML; progress bars, widgets and scripts out"
@@ -111,7 +122,9 @@ def _fold(soup):
     for cell in soup.select(".code_cell"):
         box = cell.select_one(".input")
         if box is None: continue
-        if not box.get_text(strip=True): box.decompose(); continue
+        if not box.get_text(strip=True):
+            box.decompose()
+            continue
         fold = box.wrap(soup.new_tag("details", attrs={"class":"code"}))
         summary = soup.new_tag("summary")
         summary.string = "code"
@@ -138,10 +151,10 @@ def to_html(notebook_path:Path, # an executed notebook
     "Write an executed notebook as one HTML file that needs no network; raises `OutputError` if either file is unusable"
     nb = _offline_outputs(_parameters(_visible(_read(notebook_path))))
     soup = _body(nb)
-    cut_outside(soup)
+    remove_external(soup)
     if hide_code: _fold(soup)
-    put_in_boxes(soup)
+    make_accessible(soup)
     title = _heading(soup, title, Path(notebook_path))
-    page = whole_page(title, contents_list(soup), str(soup), vega_script() if soup.select_one(".th-chart") else "")
+    page = html_document(soup, title)
     with atomic_path(out_path) as tmp: tmp.write_text(page, encoding="utf-8")
     return Path(out_path)

@@ -77,15 +77,18 @@ def _unknown_field(e)->str|None:
 def _check_spec(spec:dict, source:str):
     "`SweepError` for the first thing in `spec` that makes no sense"
     from jsonschema import Draft202012Validator
-    errors = sorted(Draft202012Validator(_file).iter_errors(spec), key=lambda e: (e.validator!="additionalProperties",list(map(str,e.path))))
+    def order(e): return e.validator!="additionalProperties",list(map(str,e.path))
+    errors = sorted(Draft202012Validator(_file).iter_errors(spec),key=order)
     for e in errors: # misspelt fields first: they explain the missing ones
-        raise SweepError(f"{source}, {'.'.join(map(str,e.path)) or 'top level'}: {_unknown_field(e) or e.message[:200]}")
-    for where in [spec,*spec["models"]]:
-        for name in {**where.get("parameters",{}),**where.get("vary",{})}:
-            if name in _taken: raise SweepError(f"{source}: {name!r} is no parameter to set here. Models have fields for their "
-                "revision, device and dtype; seeds are a list of their own.")
+        where = ".".join(map(str,e.path)) or "top level"
+        raise SweepError(f"{source}, {where}: {_unknown_field(e) or e.message[:200]}")
+    given = {n for part in [spec,*spec["models"]] for n in {**part.get("parameters",{}),**part.get("vary",{})}}
+    for name in _taken:
+        if name in given: raise SweepError(f"{source}: {name!r} is no parameter to set here. Models have fields for "
+            "their revision, device and dtype; seeds are a list of their own.")
     for m in spec["models"]:
-        if "revision" in m and "revisions" in m: raise SweepError(f"{source}, {m['name']}: give revision or revisions, not both.")
+        if "revision" in m and "revisions" in m:
+            raise SweepError(f"{source}, {m['name']}: give revision or revisions, not both.")
 
 # %% ../../nbs/paper/sweeps.ipynb #c014
 def _weights(name:str, base:Path)->tuple[str,str|None]: # absolute name, hash of the weights
@@ -118,7 +121,8 @@ def expand(spec:dict, # content of a sweep file
         kind = {k:m.get(k,spec.get(k)) for k in ("dtype","device")}
         for revision,seed,params in _settings(spec,m,given):
             r = PlannedRun(name,seed,revision,kind["dtype"] or "float32",kind["device"],params,sha)
-            if r.key in runs: raise SweepError(f"{source}: {m['name']} with seed {seed} comes twice with the same settings.")
+            if r.key in runs:
+                raise SweepError(f"{source}: {m['name']} with seed {seed} comes twice with the same settings.")
             runs[r.key] = r
     return list(runs.values())
 
@@ -133,7 +137,8 @@ def read_spec(name:str, # of a ready sweep, or a path
     "A sweep file as it is written, or `SweepError`"
     ready,path = ready_sweeps(),Path(name).expanduser()
     if name in ready: path = ready[name]
-    elif not path.is_file(): raise SweepError(f"{name!r} is neither a file nor a ready sweep. Ready are: {', '.join(ready)}.")
+    elif not path.is_file():
+        raise SweepError(f"{name!r} is neither a file nor a ready sweep. Ready are: {', '.join(ready)}.")
     try: return tomllib.loads(path.read_text(encoding="utf-8")),path
     except OSError as e: raise SweepError(f"{path} cannot be read: {e.strerror or e}.") from e
     except ValueError as e: raise SweepError(f"{path} is not valid TOML: {e}") from e
@@ -163,7 +168,8 @@ def read_record(folder:Path)->dict: # empty where there is none
 
 def _same(task:dict, record:dict)->bool:
     "Was the record made for this run by this code?"
-    return record.get("key")==task["key"] and (record.get("code")==task["code"] or (task["keep_old"] and record.get("status")=="finished"))
+    old_is_kept = task["keep_old"] and record.get("status")=="finished"
+    return record.get("key")==task["key"] and (record.get("code")==task["code"] or old_is_kept)
 
 def _intact(folder:Path, record:dict)->bool:
     "Is results.json still the file that was recorded?"
@@ -174,7 +180,8 @@ def _intact(folder:Path, record:dict)->bool:
 def read_json(folder:Path)->dict:
     "The results of a run, for commands that have no schema"
     try: return dict(json.loads((Path(folder)/"results.json").read_text(encoding="utf-8")))
-    except (OSError,ValueError,TypeError) as e: raise OutputError(f"{folder} has no readable results.json ({e}).") from e
+    except (OSError,ValueError,TypeError) as e:
+        raise OutputError(f"{folder} has no readable results.json ({e}).") from e
 
 # %% ../../nbs/paper/sweeps.ipynb #c026b
 def state(task:dict, # from `plan`
@@ -207,7 +214,8 @@ def plan(runs:list[PlannedRun], # from `expand` or `load_sweep`
     out = Path(out).expanduser().resolve()
     def task(r):
         folder = out/r.name
-        return dict(name=r.name,run=asdict(r),key=r.key,code=code,out=str(out),folder=str(folder),command=list(map(str,job(r,folder))),
+        command = list(map(str,job(r,folder)))
+        return dict(name=r.name,run=asdict(r),key=r.key,code=code,out=str(out),folder=str(folder),command=command,
                     retries=retries,keep_old=keep_old,env=env)
     return [task(r) for r in runs]
 
@@ -217,7 +225,10 @@ grace = 20. # seconds that a command has to end after SIGTERM
 def _program(name:str)->str:
     "Path of a command: the one beside this Python, else the one on the PATH"
     beside = Path(sys.executable).parent/name
-    found = sys.executable if name=="python" else name if os.sep in name else str(beside) if beside.is_file() else shutil.which(name)
+    if name=="python": return sys.executable
+    if os.sep in name: return name
+    if beside.is_file(): return str(beside)
+    found = shutil.which(name)
     if not found: raise SweepError(f"There is no command {name!r} on {socket.gethostname()}. "
         f"Install talking_heads in the environment of this Python: {sys.executable}")
     return found
@@ -241,7 +252,8 @@ def _until_done(p:subprocess.Popen, gone:threading.Event)->int: # exit code
         if gone.is_set() and asked is None:
             p.terminate()
             asked = time.monotonic()
-        if asked is not None and time.monotonic()-asked>grace: os.killpg(0,signal.SIGKILL) # the keeper's own group, itself included
+        too_long = asked is not None and time.monotonic()-asked>grace
+        if too_long: os.killpg(0,signal.SIGKILL) # the keeper's own group, itself included
 
 # %% ../../nbs/paper/sweeps.ipynb #c032
 def _words(log:Path, start:int)->str:
@@ -285,7 +297,9 @@ def _attempt(task:dict, gone:threading.Event)->dict:
     "Run the command, resuming what is the same, and write the record before and after"
     folder,old = Path(task["folder"]),read_record(task["folder"])
     same = _same(task,old)
-    about = {k:task[k] for k in ("name","key","code","run","command")}|dict(host=socket.gethostname(),attempts=old.get("attempts",0)+1 if same else 1)
+    attempts = old.get("attempts",0)+1 if same else 1
+    about = {k:task[k] for k in ("name","key","code","run","command")}
+    about |= dict(host=socket.gethostname(),attempts=attempts)
     before = old.get("seconds",0.) if same else 0.
     write_json(about|dict(status="running",seconds=before),folder/"sweep.json")
     start = time.monotonic()
@@ -325,9 +339,11 @@ def _keeper(task:dict):
     "One keeper, from start to end; closing its lifeline if the sweep stops"
     code = "from talking_heads.paper.sweeps import keep; keep()"
     with open(Path(task["folder"])/"log.txt","ab") as log:
-        p = subprocess.Popen([sys.executable,"-c",code,json.dumps(task)],stdin=subprocess.PIPE,stdout=log,stderr=log,start_new_session=True)
+        p = subprocess.Popen([sys.executable,"-c",code,json.dumps(task)],stdin=subprocess.PIPE,stdout=log,stderr=log,
+                             start_new_session=True)
     try:
-        while p.poll() is None and _told(task["out"])!="stop": time.sleep(.2) # a file that cannot be read for a moment stops nothing
+        # a file that cannot be read for a moment stops nothing
+        while p.poll() is None and _told(task["out"])!="stop": time.sleep(.2)
     finally:
         p.stdin.close()
         p.wait()
@@ -338,11 +354,14 @@ def _keeper(task:dict):
 def _unfit(task:dict)->str|None:
     "Why this machine cannot do the task"
     where = f"{socket.gethostname()}, process {os.getpid()}"
-    if not _told(task["out"]): return f"{task['out']} cannot be seen on {where}. The folder of a sweep must lie where all workers can read and write."
+    if not _told(task["out"]):
+        return (f"{task['out']} cannot be seen on {where}. "
+                "The folder of a sweep must lie where all workers can read and write.")
     if "package" not in task["code"]: return None
     from talking_heads.base.store import code_hash
     if code_hash()!=task["code"]["package"]:
-        return f"{where} has other code of talking_heads than the machine that started the sweep. Install the same version on all workers."
+        return (f"{where} has other code of talking_heads than the machine that started the sweep. "
+                "Install the same version on all workers.")
     return None
 
 # %% ../../nbs/paper/sweeps.ipynb #c039b
@@ -359,7 +378,8 @@ def run_task(task:dict, # from `plan`
         record = read_record(task["folder"])
         if record.get("status") in ("finished","failed"): return record
     if _told(task["out"])=="stop": return dict(status="stopped",reason="")
-    return dict(status="failed",reason=record.get("reason") or f"its keeper was killed or cannot start; see {task['folder']}/log.txt")
+    unknown = f"its keeper was killed or cannot start; see {task['folder']}/log.txt"
+    return dict(status="failed",reason=record.get("reason") or unknown)
 
 # %% ../../nbs/paper/sweeps.ipynb #c041
 def _here(tasks:list[dict], out:Path, jobs:int):
@@ -420,7 +440,8 @@ def _check_workers(client, out:Path, say):
     "`SweepError` if the workers that are there now cannot see the sweep's folder; a word if there are none"
     try: seen = client.run(_told,str(out))
     except Exception as e:
-        raise SweepError(f"The workers cannot run this package ({type(e).__name__}: {e}). Install talking_heads in their environment.") from e
+        raise SweepError(f"The workers cannot run this package ({type(e).__name__}: {e}). "
+            "Install talking_heads in their environment.") from e
     blind = [w for w,word in seen.items() if word!="go"]
     if blind: raise SweepError(f"{len(blind)} of {len(seen)} workers do not see {out} (first {blind[0]}). "
         "Choose an --out on a file system that all workers share. No run was started.")
@@ -446,7 +467,8 @@ def _on_cluster(tasks:list[dict], out:Path, address:str, say):
         for f in as_completed(list(futures),loop=client.loop): yield futures[f],_outcome(f)
     finally:
         _tell(out,"stop")
-        with suppress(Exception), client.as_current(): wait(list(futures),timeout=grace+10) # running ones end by themselves
+        with suppress(Exception), client.as_current(): # running ones end by themselves
+            wait(list(futures),timeout=grace+10)
         with suppress(Exception): client.close(timeout=5)
 
 # %% ../../nbs/paper/sweeps.ipynb #c048
@@ -463,7 +485,9 @@ def _label(e:dict)->list[str]:
 def _blank(k:str, path:tuple, n)->dict:
     "A row without a value; a field named by a number, as `3` under `by_position`, is a group of the field above it"
     metric,group = (path[-1],(*path[1:-1],k)) if k.isdigit() and path else (k,path[1:])
-    return dict(section=path[0] if path else k,metric=metric,group=" ".join(group),value=None,low=None,high=None,n=n if _number(n) else None,text="")
+    known = n if _number(n) else None
+    return dict(section=path[0] if path else k,metric=metric,group=" ".join(group),value=None,low=None,high=None,
+                n=known,text="")
 
 def _bounds(k:str, v)->dict:
     "What a field adds to the row of the number it belongs to"
@@ -471,6 +495,15 @@ def _bounds(k:str, v)->dict:
     return dict(zip(("low","high"),v)) if (k=="ci" or k.endswith("_ci")) and _pair(v) else {}
 
 # %% ../../nbs/paper/sweeps.ipynb #c050
+def _listed(k:str, items:list, path:tuple)->list[dict]:
+    "The rows of a list of objects; each object's labels become part of the group"
+    rows = []
+    for e in items:
+        label = _label(e)
+        values = {a:b for a,b in e.items() if a not in label}
+        rows += _rows(values,(*path,k,*(str(e[a]) for a in label)))
+    return rows
+
 def _rows(x:dict, path:tuple=())->list[dict]:
     "The numbers and words of a nested result, one row each"
     rows,own,last = [],{},None # own: the rows of this level, by field; last: the newest with a number
@@ -479,11 +512,12 @@ def _rows(x:dict, path:tuple=())->list[dict]:
         if owner and (more:=_bounds(k,v)): owner.update(more)
         elif k in _not_data: pass
         elif isinstance(v,dict): rows += _rows(v,(*path,k))
-        elif isinstance(v,list) and v and all(isinstance(e,dict) for e in v):
-            for e in v: rows += _rows({a:b for a,b in e.items() if a not in _label(e)},(*path,k,*(str(e[a]) for a in _label(e))))
+        elif isinstance(v,list) and v and all(isinstance(e,dict) for e in v): rows += _listed(k,v,path)
         else:
             own[k] = row = _blank(k,path,x.get("n"))
-            if isinstance(v,(int,float)): last = row; row["value"] = float(v)
+            if isinstance(v,(int,float)):
+                last = row
+                row["value"] = float(v)
             elif v is not None: row["text"] = v if isinstance(v,str) else " ".join(map(str,v))
             rows.append(row)
     return rows
@@ -497,21 +531,26 @@ def flatten(results:dict, # content of a results.json
     return _rows(parts|({"provenance":{"seconds":seconds}} if seconds is not None else {}))
 
 # %% ../../nbs/paper/sweeps.ipynb #c053
+def _about(t:dict, status:str, reason:str)->dict:
+    "What stands in every row of a run"
+    r,record = t["run"],read_record(t["folder"])
+    old = status=="finished" and record["code"]!=t["code"]
+    return dict(name=t["name"],model=r["model"],revision=r["revision"] or "",seed=r["seed"],dtype=r["dtype"],
+                device=r["device"] or "",parameters=json.dumps(r["parameters"]),status=status,reason=reason,
+                code="old" if old else "",attempts=record.get("attempts",0),run_seconds=record.get("seconds"))
+
 def sweep_table(tasks:list[dict], # from `plan`
-            read=read_json, # results of a folder, validated
-            outcomes:dict={}, # name to what `run_task` said, where it knows more than the folder
-           ): # a DataFrame
+                read=read_json, # results of a folder, validated
+                outcomes:dict={}, # name to what `run_task` said, where it knows more than the folder
+               ): # a DataFrame
     "One row per run and metric; runs that are not finished have one row that says why"
     import pandas as pd
     rows = []
     for t in tasks:
-        r,record = t["run"],read_record(t["folder"])
         status,reason = state(t,read)
         if status!="finished": reason = outcomes.get(t["name"],{}).get("reason") or reason or "not run yet"
-        about = dict(name=t["name"],model=r["model"],revision=r["revision"] or "",seed=r["seed"],dtype=r["dtype"],device=r["device"] or "",
-            parameters=json.dumps(r["parameters"]),status=status,reason=reason,code="old" if status=="finished" and record["code"]!=t["code"] else "",
-            attempts=record.get("attempts",0),run_seconds=record.get("seconds"))
-        found = flatten(read(Path(t["folder"]))) if status=="finished" else [dict(section="",metric="",group="",text="")]
+        about,found = _about(t,status,reason),[dict(section="",metric="",group="",text="")]
+        if status=="finished": found = flatten(read(Path(t["folder"])))
         rows += [about|f for f in found]
     columns = [*about,"section","metric","group","value","low","high","n","text"]
     return pd.DataFrame(rows,columns=columns).astype(dict.fromkeys(("value","low","high","n","run_seconds"),"float64"))
@@ -527,7 +566,8 @@ def side_by_side(table, # from `sweep_table`
     "Metrics that more than one finished run has, with intervals; single heads and texts are left to the table"
     d = table[(table.status=="finished")&((table.low==table.low)|(table.metric=="verdict"))&(table.section!="heads")]
     d = d.assign(shown=[_cell(r) for r in d.to_dict("records")])
-    wide = d.pivot_table(index=["section","metric","group"],columns="name",values="shown",aggfunc="first",sort=False).fillna("")
+    rows = ["section","metric","group"]
+    wide = d.pivot_table(index=rows,columns="name",values="shown",aggfunc="first",sort=False).fillna("")
     return wide[(wide!="").sum(axis=1)>=min(2,d.name.nunique())]
 
 def by_run(table, # from `sweep_table`
@@ -577,11 +617,14 @@ def metric_chart(table, # from `sweep_table`
     if not len(d): raise ChartError(f"No finished run has {section}, {metric}{', '+group if group else ''}.")
     d = d.assign(model=[" ".join(x for x in (Path(m).name,r) if x) for m,r in zip(d.model,d.revision)])
     d = d["name model seed value low high n".split()].round(4)
-    base = alt.Chart(alt.InlineData(values=json.loads(d.to_json(orient="records"))),width="container",height=alt.Step(22)).encode(
+    values = alt.InlineData(values=json.loads(d.to_json(orient="records")))
+    base = alt.Chart(values,width="container",height=alt.Step(22)).encode(
         y=alt.Y("name:N",title=None,sort=None), color=alt.Color("model:N",title="model"),
         tooltip=[alt.Tooltip(field=c,type="nominal") for c in d])
-    x = lambda c: alt.X(f"{c}:Q",title=f"{section}: {metric}"+(f", {group}" if group else ""),scale=alt.Scale(zero=False))
-    chart = alt.layer(base.mark_rule(strokeWidth=2).encode(x=x("low"),x2="high:Q"),base.mark_point().encode(x=x("value")))
+    named = f"{section}: {metric}"+(f", {group}" if group else "")
+    x = lambda c: alt.X(f"{c}:Q",title=named,scale=alt.Scale(zero=False))
+    bars = base.mark_rule(strokeWidth=2).encode(x=x("low"),x2="high:Q")
+    chart = alt.layer(bars,base.mark_point().encode(x=x("value")))
     said = ", ".join(f"{n} {v:.3g}" for n,v in zip(d.name[:8],d.value))
     head = alt.TitleParams(text=title,subtitle=subtitle)
     return chart.properties(title=head,description=f"{metric} of {len(d)} runs: {said}.",config=theme()["config"])
@@ -600,7 +643,8 @@ def sweep(tasks:list[dict], # from `plan`
         todo = [t for t in tasks if state(t,read)[0]!="finished"]
         if len(todo)<len(tasks): say(f"{len(tasks)-len(todo)} of {len(tasks)} runs are finished already")
         try:
-            with stoppable(), closing(_on_cluster(todo,out,scheduler,say) if scheduler else _here(todo,out,jobs)) as ends:
+            runs = _on_cluster(todo,out,scheduler,say) if scheduler else _here(todo,out,jobs)
+            with stoppable(), closing(runs) as ends:
                 for i,(t,o) in enumerate(ends if todo else ()):
                     outcomes[t["name"]] = o
                     how = f" in {o['seconds']:.0f} s" if o["status"]=="finished" else f". {o['reason']}"
