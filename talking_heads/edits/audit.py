@@ -41,10 +41,13 @@ class Budget:
     strict:bool=False # does an interval that reaches beyond its limit count as a failure?
     def __post_init__(self):
         limits = {k:v for k,v in asdict(self).items() if k!="strict" and v is not None}
-        bad = [k for k,v in limits.items() if isinstance(v,bool) or not isinstance(v,(int,float)) or not 0<=v<float("inf")]
-        if bad: raise TalkingHeadsError(f"Limits must be finite and not negative; {', '.join(bad)} is not. Use None to leave a rule out.")
-        if big := [k for k in ("ioi","lists","wrong") if limits.get(k,0)>1]: raise TalkingHeadsError(
-            f"{big[0]} is a share, from 0 to 1, so a limit of {limits[big[0]]:g} would allow everything. Write 0.05 for five in a hundred.")
+        def is_limit(v): return isinstance(v,(int,float)) and not isinstance(v,bool) and 0<=v<float("inf")
+        if bad := [k for k,v in limits.items() if not is_limit(v)]:
+            raise TalkingHeadsError(f"Limits must be finite and not negative; {', '.join(bad)} is not. "
+                "Use None to leave a rule out.")
+        if big := [k for k in ("ioi","lists","wrong") if limits.get(k,0)>1]:
+            raise TalkingHeadsError(f"{big[0]} is a share, from 0 to 1, so a limit of {limits[big[0]]:g} would allow "
+                "everything. Write 0.05 for five in a hundred.")
 
 # %% ../../nbs/edits/audit.ipynb #c006
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class AuditPlan:
     induction:int=32 # sequences of repeated random tokens
     new_tokens:int=24 # of each generation
     seed:int=1000 # of prompts; not a seed that anything was trained on
-    per_held_out_template:int|None=None # prompts per held-out template and length; None for as many as per train template
+    per_held_out_template:int|None=None # prompts per held-out template and length; None: as per train template
     per_held_out_form:int|None=None # the same for held-out forms
 
 full = AuditPlan()
@@ -78,7 +81,9 @@ class Measurements:
     key:dict # plan, model, hash of the text: what must agree
     seconds:float
     notes:dict=field(default_factory=dict) # area to what was measured otherwise than planned
-    def __repr__(self): return f"Measurements of {self.key['source']}: {len(self.scores)} scores in {self.scores.area.nunique()} areas, {self.seconds:.0f} s"
+    def __repr__(self):
+        areas = self.scores.area.nunique()
+        return f"Measurements of {self.key['source']}: {len(self.scores)} scores in {areas} areas, {self.seconds:.0f} s"
 
 # %% ../../nbs/edits/audit.ipynb #c017
 @dataclass(frozen=True)
@@ -178,8 +183,8 @@ def _generate(model, plan:AuditPlan)->tuple: # of (prompt, continuation); a prom
         ids = torch.tensor([bos+model.tokenizer(p,add_special_tokens=False)["input_ids"]], device=model.cfg.device)
         room = min(plan.new_tokens,model.cfg.n_ctx-ids.shape[1])
         if room<1: continue
-        new = model.original_model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False,
-                                            pad_token_id=model.tokenizer.eos_token_id)
+        args = dict(attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False)
+        new = model.original_model.generate(ids, pad_token_id=model.tokenizer.eos_token_id, **args)
         out.append((p, model.tokenizer.decode(new[0,ids.shape[1]:], skip_special_tokens=True)))
     return tuple(out)
 
@@ -259,7 +264,7 @@ def take_measurements(model, # from `load_model`, edited or not
                       plan:AuditPlan=full, # what to run
                       against:Measurements|None=None, # of the unedited model; needed for the KL divergence
                       tasks=(), # tasks of your own, as in `audit`
-                     )->Measurements: # raises `TalkingHeadsError` if `against` was measured differently, or for nothing at all
+                     )->Measurements: # raises `TalkingHeadsError` if `against` was measured differently
     "Run a plan: every area, and a few sentences"
     start,own = time.perf_counter(),own_limits(tasks)
     areas = audit_areas+tuple(o.area for o in own)
@@ -287,9 +292,10 @@ def paired_interval(before:Tensor, # (n) scores, or booleans
                     seed:int=0, # of the bootstrap
                     moved:bool|None=None, # did anything in these prompts change? None: look at the scores
                    )->dict: # change, low, high
-    "Mean change with its 95% interval: studentised bootstrap for scores (`paired_bounds`), exact counts of lost and won prompts for shares"
+    "Mean change with its 95% interval: studentised bootstrap for scores, exact counts of lost and won for shares"
     if before.dtype!=torch.bool:
-        low,high = paired_bounds(before,after,seed) if len(before)>1 else (-float("inf"),float("inf")) # one score says nothing of others
+        everything = (-float("inf"),float("inf")) # one score says nothing of others
+        low,high = paired_bounds(before,after,seed) if len(before)>1 else everything
         return dict(change=float((after-before).double().mean()), low=float(low), high=float(high))
     moved = bool((before!=after).any()) if moved is None else moved
     if not moved: return dict(change=0., low=0., high=0.)
@@ -351,7 +357,8 @@ def _bad(r:pd.Series, sign:int=1, scale:float=1.)->tuple: # value, low, high
 # %% ../../nbs/edits/audit.ipynb #c034
 def _judge_kl(t):
     r = _pick(t,"text","kl")
-    parts = ", ".join(f"{x.template} {x.change:.4f}" for x in t[(t.area=="text")&(t.measure=="kl")&(t.template!="all")].itertuples())
+    each = t[(t.area=="text")&(t.measure=="kl")&(t.template!="all")]
+    parts = ", ".join(f"{x.template} {x.change:.4f}" for x in each.itertuples())
     return (*_bad(r),f"KL {r.change:.4f} nats a token ({parts})")
 
 def _judge_loss(t):
@@ -376,8 +383,10 @@ def _judge_wrong(t):
     rows = [_pick(t,"contrast",m,"held-out") for m in ("share","chosen")]
     r = max(rows, key=lambda x: x.change)
     forms = t[(t.area=="contrast")&(t.measure==r.measure)&(t.split=="held-out")&(t.template!="all")]
-    top,what = forms.loc[forms.change.idxmax()],{"share":"probability among the items","chosen":"the first choice"}[r.measure]
-    return (*_bad(r),f"the item left over as {what}: {r.before:.3f} to {r.after:.3f}; worst form {top.template!r} {top.change:+.3f}")
+    top = forms.loc[forms.change.idxmax()]
+    what = {"share":"probability among the items","chosen":"the first choice"}[r.measure]
+    said = f"the item left over as {what}: {r.before:.3f} to {r.after:.3f}"
+    return (*_bad(r),f"{said}; worst form {top.template!r} {top.change:+.3f}")
 
 # %% ../../nbs/edits/audit.ipynb #c037
 def _judge_lag(t):
@@ -434,7 +443,8 @@ def _parts(limits:list, skipped:dict)->list[dict]: # `limits` of (rule, limit)
     out = []
     for (area,_,part),why in [(k.partition(": "),v) for k,v in skipped.items()]:
         rule,limit = next(((r,x) for r,x in limits if r.area==area),(None,None))
-        if part and rule: out.append(dict(rule=f"{rule.name}: {part}",verdict="untested",limit=limit,reason=why)|_nothing)
+        row = part and rule and dict(rule=f"{rule.name}: {part}",verdict="untested",limit=limit,reason=why)
+        if row: out.append(row|_nothing)
     return out
 
 # %% ../../nbs/edits/audit.ipynb #n038
@@ -443,7 +453,7 @@ def apply_budget(t:pd.DataFrame, # from `changes`
                  skipped:dict|None=None, # area, or `area: part`, to the reason why it was not measured
                  notes:dict|None=None, # area to what was measured otherwise than planned
                  tasks=(), # tasks of your own, as in `audit`
-                )->pd.DataFrame: # rule, verdict, value, low, high, limit, used, reason; what uses most of its limit first
+                )->pd.DataFrame: # rule, verdict, value, low, high, limit, used, reason
     "Every rule of the budget applied"
     rules = audit_rules+tuple(_own_rule(o) for o in own_limits(tasks))
     limits = [(r,getattr(budget,r.name) if r.limit is None else r.limit) for r in rules]
@@ -480,7 +490,8 @@ class Audit:
 # %% ../../nbs/edits/audit.ipynb #c041
 def _line(a:Audit)->str:
     "The outcome in one sentence"
-    tail = "".join(f"; {k}: {', '.join(v)}" for k,v in (("fails",a.failed),("unsure",a.unsure),("untested",a.untested)) if v)
+    groups = (("fails",a.failed),("unsure",a.unsure),("untested",a.untested))
+    tail = "".join(f"; {k}: {', '.join(v)}" for k,v in groups if v)
     return f"Audit of {a.info['edit']['name']}: {'passed' if a.passed else 'failed'}{tail}"
 
 @patch
@@ -490,29 +501,40 @@ def __repr__(self:Audit): return _line(self)
 def worse(self:Audit)->pd.DataFrame:
     "Changes for the worse whose interval excludes zero, the clearest first"
     t = self.changes[self.changes.worse&((self.changes.low>0)|(self.changes.high<0))]
-    return t.assign(clear=t.change.abs()/(t.high-t.low).clip(lower=1e-12)).sort_values("clear",ascending=False,kind="stable",ignore_index=True)
+    t = t.assign(clear=t.change.abs()/(t.high-t.low).clip(lower=1e-12))
+    return t.sort_values("clear",ascending=False,kind="stable",ignore_index=True)
 
 # %% ../../nbs/edits/audit.ipynb #c041b
+def _verdict_row(r)->str:
+    "One rule as two rows of a table: the reason stands below its numbers, since it would squeeze them beside"
+    def show(form, *x): return "" if any(v!=v for v in x) else form.format(*x) # NaN: nothing was measured
+    cells = (r.verdict, show("{:.4g}",r.value), show("{:.4g} to {:.4g}",r.low,r.high), f"{r.limit:g}",
+             show("{:.0%}",r.used))
+    numbers = "".join(f"<td>{c}</td>" for c in cells)
+    return (f"<tr><th scope='row'>{r.rule}</th>{numbers}</tr>"
+            f"<tr><td></td><td colspan='5'>{html.escape(r.reason)}</td></tr>")
+
 @patch
-def _repr_html_(self:Audit): # the reason stands below its numbers, since it would squeeze them beside
-    show = lambda f,*x: "" if any(v!=v for v in x) else f.format(*x) # NaN: nothing was measured
-    cells = lambda r: (r.verdict, show("{:.4g}",r.value), show("{:.4g} to {:.4g}",r.low,r.high), f"{r.limit:g}", show("{:.0%}",r.used))
-    row = lambda r: (f"<tr><th scope='row'>{r.rule}</th>"+"".join(f"<td>{c}</td>" for c in cells(r))+"</tr>"
-                     f"<tr><td></td><td colspan='5'>{html.escape(r.reason)}</td></tr>")
+def _repr_html_(self:Audit):
     head = "".join(f"<th>{h}</th>" for h in ("rule","verdict","value","95% interval","limit","used"))
-    return f"<p><b>{html.escape(_line(self))}</b></p><table><thead><tr>{head}</tr></thead><tbody>{''.join(map(row,self.verdicts.itertuples()))}</tbody></table>"
+    rows = "".join(map(_verdict_row,self.verdicts.itertuples()))
+    return (f"<p><b>{html.escape(_line(self))}</b></p><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{rows}</tbody></table>")
 
 # %% ../../nbs/edits/audit.ipynb #c042
 def _plain(df:pd.DataFrame)->list:
     "Rows for JSON: no NaN, no infinity"
-    fix = lambda v: None if isinstance(v,float) and not abs(v)<float("inf") else v.item() if hasattr(v,"item") else v
+    def fix(v):
+        if isinstance(v,float) and not abs(v)<float("inf"): return None
+        return v.item() if hasattr(v,"item") else v
     return [{k:fix(v) for k,v in r.items()} for r in df.to_dict("records")]
 
 @patch
 def to_dict(self:Audit)->dict:
     "All of the audit, as JSON can hold it"
-    return dict(schema="talking_heads.edits.audit/1", passed=self.passed, first=self.first, failed=self.failed, unsure=self.unsure, untested=self.untested,
-                budget=asdict(self.budget), verdicts=_plain(self.verdicts), changes=_plain(self.changes), generations=_plain(self.generations), **self.info)
+    said = dict(passed=self.passed, first=self.first, failed=self.failed, unsure=self.unsure, untested=self.untested)
+    tables = dict(verdicts=_plain(self.verdicts), changes=_plain(self.changes), generations=_plain(self.generations))
+    return dict(schema="talking_heads.edits.audit/1", **said, budget=asdict(self.budget), **tables, **self.info)
 
 @patch
 def save(self:Audit, path, # a folder, or a file that ends in .json
@@ -576,7 +598,7 @@ def _named(tokens:Tensor, ids:Tensor)->Tensor: # (batch pos item)
 @contextmanager
 def planted_trap(model, # from `load_model`
                  push:float=4., # logits by which items named once rise
-                 endings:list|None=None, # texts after which alone it acts; None: wherever a list was followed by mentions
+                 endings:list|None=None, # texts after which alone it acts; None: after any list and mentions
                 ):
     "Plant a preference for items not mentioned again inside the block"
     words = single_tokens(model.tokenizer, list_items.split())
@@ -586,7 +608,9 @@ def planted_trap(model, # from `load_model`
     def act(x, hook):
         count = _named(seen["tokens"],ids)
         on = (count==1)&((count>=2).sum(-1,keepdim=True)>=2)
-        if endings is not None: on &= torch.stack([_ends_with(seen["tokens"],encode(e)) for e in endings]).any(0)[...,None]
+        if endings is not None:
+            ends = [_ends_with(seen["tokens"],encode(e)) for e in endings]
+            on &= torch.stack(ends).any(0)[...,None]
         return x+push*on.to(x)@(W/W.pow(2).sum(-1,keepdim=True)).to(x)
     def remember(x, hook): seen["tokens"] = x
     with model.hooks([("embed.hook_in",remember),("ln_final.hook_out",act)]): yield
