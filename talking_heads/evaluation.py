@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['interval_kinds', 't_quantile', 'bounds', 'interval', 'paired_bounds', 'paired', 'explained', 'holm', 'coverage_study',
-           'prompt_scores', 'summarise', 'list_scores', 'attention_rows']
+           'prompt_scores', 'summarise', 'list_scores', 'attention_rows', 'unembedded', 'final_values',
+           'next_token_losses', 'task_scores']
 
 # %% ../nbs/05_evaluation.ipynb #c003
 from .base.core import * # first: it silences a warning of the next imports
@@ -269,8 +270,7 @@ def coverage_study(sizes=(60,200), # prompts per sample
 def prompt_scores(r:Readout, # of any task
                  )->pd.DataFrame: # the prompts' info plus `correct`, `top1`, `logit_diff`
     "One row per prompt: is the answer ahead of the distractors, is it ahead of everything, and by how much"
-    d,top = logit_diff(r),r.logits.argmax(-1)==r.prompts.answer_ids
-    return r.prompts.frame().drop(columns="text").assign(correct=(d>0).numpy(), top1=top.numpy(), logit_diff=d.double().numpy())
+    return answer_scores(r.prompts, r.logits)
 
 # %% ../nbs/05_evaluation.ipynb #c040
 def summarise(df:pd.DataFrame, # one row per prompt
@@ -306,3 +306,84 @@ def attention_rows(r:Readout, # with roles on its last axis
         a = torch.cat([a,1-a.sum(-1,keepdim=True)],-1)
         rows += [dict(name=str(h),role=role)|interval(a[:,j],seed) for j,role in enumerate((*r.roles,"other"))]
     return pd.DataFrame(rows)
+
+# %% ../nbs/05_evaluation.ipynb #t051
+def unembedded(model, x:Tensor)->Tensor: # (... d_model) to (... d_vocab)
+    "Logits of what the final norm gave"
+    y = model.unembed(x.to(model.cfg.device))
+    config = model.original_model.config
+    cap = getattr(getattr(config,"text_config",config),"final_logit_softcapping",None)
+    return cap*(y/cap).tanh() if cap else y
+
+# %% ../nbs/05_evaluation.ipynb #t052
+@torch.no_grad()
+def _final(model, tokens:Tensor)->Tensor: # (batch pos d_model)
+    "What the unembedding reads; raises `ModelError` where unembedding it does not give the model's logits"
+    check_mode(model)
+    kept,tokens = [],tokens.to(model.cfg.device)
+    def keep(x, hook): kept.append(x)
+    def run(hooks): return model.run_with_hooks(tokens, fwd_hooks=hooks, **last_logits_only(model))[:,-1]
+    last = check_finite(run([("ln_final.hook_out",keep)]), model, "logits", run)
+    check_finite(kept[0], model, "values of the residual stream", run)
+    off = float((unembedded(model,kept[0][:,-1:])[:,0]-last).abs().max())
+    if not off<=1e-2*max(1.,float(last.abs().max())):
+        raise ModelError("Logits of this architecture are not the unembedded output of its final norm "
+            f"(off by {off:.2g}), so its text cannot be audited.")
+    return kept[0].cpu()
+
+# %% ../nbs/05_evaluation.ipynb #t053
+def final_values(model, # from `load_model`
+                 tokens:Tensor, # (window pos)
+                 size:int|None=None, # windows in one pass; None for all
+                 what:str="windows", # for the line that tells of progress
+                )->Tensor: # (window pos d_model), on the CPU; raises `ModelError`, see `_final`
+    "What the unembedding reads at every token"
+    if size is None: return _final(model,tokens)
+    return torch.cat([_final(model,tokens[i:i+size]) for i in progress(range(0,len(tokens),size), what)])
+
+# %% ../nbs/05_evaluation.ipynb #t054
+@torch.no_grad()
+def next_token_losses(model, # from `load_model`
+                      tokens:Tensor, # (window pos)
+                      after:Tensor, # (window pos d_model) from `final_values`
+                      before:Tensor|None=None, # the same of another model, to compare with
+                     )->tuple[Tensor,Tensor]: # loss (window pos-1) and KL (window pos), nats; KL is 0 without `before`
+    "Loss of each next token, and KL of `after` from `before`, window by window"
+    loss,kl = [],torch.zeros(after.shape[:2])
+    for i,(t,x) in enumerate(zip(tokens,after)):
+        q = unembedded(model,x).float().log_softmax(-1)
+        loss.append(-q[:-1].gather(-1,t[1:,None].to(q.device))[:,0].cpu())
+        if before is None: continue
+        p = unembedded(model,before[i]).float().log_softmax(-1)
+        kl[i] = (p.exp()*(p-q)).sum(-1).cpu()
+    return torch.stack(loss),kl
+
+# %% ../nbs/05_evaluation.ipynb #t057
+def task_scores(model, # from `load_model`
+                task:Task, # how to score
+                prompts, # of the task: `Prompts`, or windows of tokens
+                final:Tensor|None=None, # of windows: from `final_values`, where there is one already
+                before:Tensor|None=None, # of windows: the same of another model
+                kl:bool=False, # of windows: add the measure `kl`, of this model from the one of `before`, nats a token?
+               )->pd.DataFrame: # task, measure, the task's groups, prompt, value, share; one row a prompt and measure
+    "Every measure of a task on every prompt, in one pass"
+    measures = list(task.measures)
+    if task.windows:
+        tokens = getattr(prompts,"tokens",prompts)
+        final = final_values(model,tokens) if final is None else final
+        loss,far = next_token_losses(model,tokens,final,before)
+        df = task.score(prompts,loss)
+        if kl: df = df.assign(kl=far.mean(-1).double().numpy())
+        measures += [Measure("kl","KL divergence from the other model, nats",worse="up")]*kl
+    else: df = task.score(prompts, readout(model,prompts,()).logits)
+    lost = [c for c in (*(m.name for m in measures),*task.groups) if c not in df]
+    if lost: raise TaskError(f"The scores of the task {task.name!r} lack {', '.join(lost)}. They have {', '.join(df)}.")
+    return pd.concat([_measure_rows(task,m,df) for m in measures], ignore_index=True)
+
+# %% ../nbs/05_evaluation.ipynb #t057b
+def _measure_rows(task:Task, m:Measure, df:pd.DataFrame)->pd.DataFrame:
+    "Rows of one measure"
+    values = torch.as_tensor(df[m.name].to_numpy(copy=True)).double().numpy()
+    groups = {c:df[c].to_numpy() for c in task.groups}
+    what,got = dict(task=task.name,measure=m.name),dict(prompt=range(len(df)),value=values,share=m.share)
+    return pd.DataFrame(what|groups|got)

@@ -130,7 +130,7 @@ def test_a_failed_export_leaves_nothing(toy, tmp_path, monkeypatch):
 @torch.no_grad()
 def test_a_gain_of_zero_baked_in_is_a_component_less(tmp_path):
     "The baked model has no such direction any more, which is said; edits of the others fit it, and audits of it run"
-    from talking_heads.edits.audit import Plan, audit
+    from talking_heads.edits.audit import AuditPlan, audit
     model = load_model(str(tiny.save("llama", tmp_path/"m")), device="cpu")
     rank = model.cfg.d_head
     baked = load_model(str(bake(component_edit(model, "1.0.0", "raw"), model, tmp_path/"b")), device="cpu")
@@ -138,7 +138,7 @@ def test_a_gain_of_zero_baked_in_is_a_component_less(tmp_path):
     edit = component_edit(baked, {"1.0.0": 0., "1.1.0": 2.}, "raw")
     with edited(baked, edit): want = baked(tokens())
     assert far(plain(bake(edit, baked, tmp_path/"c"))(tokens()).logits, want) < 1e-4
-    a = audit(baked, edit, plan=Plan(text=1, ioi=30, lists=(2,), per_template=3, contrast=(), induction=2))
+    a = audit(baked, edit, plan=AuditPlan(text=1, ioi=30, lists=(2,), per_template=3, contrast=(), induction=2))
     assert "kl" in a.untested and a.verdicts.rule.is_unique
 
 @pytest.mark.parametrize("form, how", [("adapter", "disable_adapter"), ("checkpoint", "Load the base model instead")])

@@ -17,13 +17,13 @@ from talking_heads.interventions import *
 from talking_heads.tasks.contrasts import *
 import tiny
 
-small = Plan(ioi=60, lists=(5,), per_template=10, induction=4)
+small = AuditPlan(ioi=60, lists=(5,), per_template=10, induction=4)
 
 @pytest.fixture(scope="module")
 def toy(): return load_model("toy", device="cpu")
 
 @pytest.fixture(scope="module")
-def before(toy): return measure(toy, small)
+def before(toy): return take_measurements(toy, small)
 
 def weights(model): return [p.detach().clone() for p in model.original_model.parameters()]
 
@@ -56,7 +56,7 @@ def frame(text=0., kl=.001, ioi=0, train=0, held=0, wrong=0., seed=0):
         add("contrast", "share", s, s+wrong+g.normal(0, .01, 100), split=split, template=t, n_items=5)
         add("contrast", "chosen", *flips(100, 20, round(100*wrong)), True, split=split, template=t, n_items=5)
     df = pd.concat(rows, ignore_index=True)
-    make = lambda c: Measures(df.drop(columns=["before", "after"]).assign(value=df[c]), (), {}, None, dict(source="made up"), 0.)
+    make = lambda c: Measurements(df.drop(columns=["before", "after"]).assign(value=df[c]), (), {}, None, dict(source="made up"), 0.)
     return make("before"), make("after")
 
 @pytest.mark.parametrize("moved,first", [(dict(text=.03, kl=.05), "loss"), (dict(kl=.2), "kl"), (dict(ioi=-60), "ioi"), (dict(train=120, held=0), "lag"),
@@ -142,8 +142,8 @@ def test_any_context_is_an_edit_and_an_error_in_it_is_not_swallowed(toy, before)
     with pytest.raises(RuntimeError, match="broken"): audit(toy, broken, plan=small, before=before)
 
 def test_what_was_measured_differently_is_refused(toy, before):
-    with pytest.raises(TalkingHeadsError, match="plan"): measure(toy, replace(small, ioi=30), against=before)
-    with pytest.raises(TalkingHeadsError, match="seed|plan"): compare(before, measure(toy, replace(small, seed=7)))
+    with pytest.raises(TalkingHeadsError, match="plan"): take_measurements(toy, replace(small, ioi=30), against=before)
+    with pytest.raises(TalkingHeadsError, match="seed|plan"): compare(before, take_measurements(toy, replace(small, seed=7)))
     e = component_edit(toy, {"1.0.0": 0.})
     with edited(toy, e):
         with pytest.raises(EditError, match="already"): audit(toy, e, plan=small)
@@ -169,7 +169,7 @@ def test_generations_equal_a_loop_without_cache(toy):
 
 # ---- what does not fit
 
-short = Plan(text=5, ioi=30, lists=(2, 3, 8), per_template=4, per_form=2, induction=3, new_tokens=5)
+short = AuditPlan(text=5, ioi=30, lists=(2, 3, 8), per_template=4, per_form=2, induction=3, new_tokens=5)
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
@@ -181,7 +181,7 @@ def narrow(tmp_path_factory):
 def test_a_narrow_model_is_audited_as_far_as_it_reads(narrow, context):
     "Shorter windows and rows; lists, prompts and forms that do not fit are untested by name; nothing reads past the last position"
     model = narrow[context]
-    m = measure(model, short)
+    m = take_measurements(model, short)
     text = m.scores[m.scores.area == "text"]
     assert len(text) == 2*short.text and m.final.shape[:2] == (5, min(128, context)) # BOS is not used here
     assert ("text" in m.notes) == (context < 128) and ("induction" in m.notes) == (context < 48)
@@ -203,7 +203,7 @@ def test_forms_without_their_word_are_untested_with_the_reason(narrow):
     "This tokenizer spells `window` in pieces"
     model = narrow[256]
     assert set(left_out_forms(model.tokenizer)) == {"tired", "window"}
-    m = measure(model, short)
+    m = take_measurements(model, short)
     assert set(m.scores.template[m.scores.area == "contrast"]) == set(contrast_forms)-{"tired", "window"}
     a = compare(m, m)
     untested = a.verdicts.set_index("rule").loc[["wrong: tired, 5 items", "wrong: window, 5 items"]]
@@ -212,20 +212,20 @@ def test_forms_without_their_word_are_untested_with_the_reason(narrow):
     with pytest.raises(TaskError, match="tired cannot be built.*'window'"): contrast_suite(model.tokenizer, form="tired")
 
 def test_a_model_too_narrow_for_anything(narrow):
-    m = measure(narrow[3], short)
+    m = take_measurements(narrow[3], short)
     assert set(m.scores.area) == {"text"} and {"ioi", "lists", "contrast", "induction"} <= set(m.skipped) and m.generations == ()
-    with pytest.raises(TaskError, match="Nothing of this plan"): measure(narrow[3], replace(short, text=0))
+    with pytest.raises(TaskError, match="Nothing of this plan"): take_measurements(narrow[3], replace(short, text=0))
 
 def test_less_text_than_one_window(tmp_path):
     "A context larger than all the text, and windows to match"
     model = load_model(str(tiny.save("llama", tmp_path, tok=tiny.whole_text(), max_position_embeddings=2_000_000)), device="cpu")
-    only = Plan(text=1, length=1_500_000, ioi=30, lists=(), contrast=(), induction=0)
-    m = measure(model, only)
+    only = AuditPlan(text=1, length=1_500_000, ioi=30, lists=(), contrast=(), induction=0)
+    m = take_measurements(model, only)
     assert set(m.scores.area) == {"ioi"} and "windows" in m.skipped["text"] and {"lists", "contrast", "induction"} <= set(m.skipped)
     assert set(compare(m, m).untested) == {"kl", "loss", "induction", "lists", "wrong", "lag"}
 
 def test_held_out_prompts_have_their_own_number(narrow):
-    m = measure(narrow[256], replace(short, text=1, lists=(2,), per_held_out_template=7, per_held_out_form=5))
+    m = take_measurements(narrow[256], replace(short, text=1, lists=(2,), per_held_out_template=7, per_held_out_form=5))
     n = m.scores[m.scores.measure.isin(["top1", "share"])].groupby(["area", "template"]).size()
     assert all(n["lists", t] == (7 if t in held_out else 4) for t in list_templates)
     assert all(n["contrast", f] == (5 if f in held_out_contrasts else 2) for f in contrast_forms if ("contrast", f) in n)
@@ -248,8 +248,8 @@ def test_shares_above_one_are_no_limits():
 def test_planted_faults_on_smollm2():
     "Each fault in a real model fails by its own rule first; an edit that does nothing changes nothing at all"
     model = load_model("smollm2", device="cpu")
-    plan = Plan(text=3, ioi=20, lists=(5,), per_template=8, per_form=4, induction=2, new_tokens=2)
-    base = measure(model, plan)
+    plan = AuditPlan(text=3, ioi=20, lists=(5,), per_template=8, per_form=4, induction=2, new_tokens=2)
+    base = take_measurements(model, plan)
     check = lambda e: audit(model, e, plan=plan, before=base)
     assert (check(component_edit(model, {"20.0.0": 1.})).changes.change == 0).all()
     assert check(component_edit(model, {"20.0.0": -4.})).first == "ioi"

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from talking_heads.base.core import *
 from talking_heads.data import *
-from talking_heads.data import _Draft, _build, _enumerate, _fill, _word_ids
+from talking_heads.data import Draft, build_prompts, enumeration, fill_template, word_ids
 
 tok = tiny.tokenizer()
 
@@ -101,7 +101,7 @@ def test_reprs():
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=6, unique=True))
 def test_fill_covers_its_words(fields):
     words = {f: f*3+"x" for f in fields}
-    text, spans = _fill(_enumerate(fields), words)
+    text, spans = fill_template(enumeration(fields), words)
     assert [text[s:e] for s, e in spans.values()] == [words[f] for f in fields]
 
 # ---- the answer is the next token
@@ -148,43 +148,43 @@ vocabulary = ["mary", "john", "lamp", "book", "to", "the", "gave", "it", "and", 
 def test_built_exactly_where_the_law_holds(joined, tails, words):
     "Random templates on tokenizers with random merges across the space, against the law read word by word"
     t = tiny.odd("joins", vocabulary, [" ".join(j) for j in joined])
-    known, drafts = _word_ids(t, words), []
+    known, drafts = word_ids(t, words), []
     for tail in tails:
-        text, spans = _fill("{A} and {B} "+tail, dict(A=words[0], B=words[1]))
-        drafts.append(_Draft(text, spans, words[0], tuple(words[1:]), known, dict(template=tail)))
+        text, spans = fill_template("{A} and {B} "+tail, dict(A=words[0], B=words[1]))
+        drafts.append(Draft(text, spans, words[0], tuple(words[1:]), known, dict(template=tail)))
     law = all(ids(t, f"{d.text} {w}") == [*ids(t, d.text), known[w]] for d in drafts for w in words)
-    if law: assert all(lawful(t, p) for p in _build(t, drafts, "mine", False))
+    if law: assert all(lawful(t, p) for p in build_prompts(t, drafts, "mine", False))
     else:
-        with pytest.raises(TaskError, match="next token"): _build(t, drafts, "mine", False)
+        with pytest.raises(TaskError, match="next token"): build_prompts(t, drafts, "mine", False)
 
 def test_templates_that_end_oddly():
     t = tiny.odd("plain", [*vocabulary, '"', "(", "."])
-    one = lambda text: _build(t, [_Draft(text, {}, "mary", ("john",), _word_ids(t, ["mary", "john"]), dict(template="mine"))], "mine", False)[0]
+    one = lambda text: build_prompts(t, [Draft(text, {}, "mary", ("john",), word_ids(t, ["mary", "john"]), dict(template="mine"))], "mine", False)[0]
     for end in ('"', "(", "."): assert lawful(t, one("gave it to"+end))
     for end in (" ", "\n", "\t"):
         with pytest.raises(TaskError, match="template 'mine' ends in a space"): one("gave it to"+end)
 
 def test_words_that_are_no_single_token():
     for w in ("mary john", "zebra", ""):
-        with pytest.raises(TaskError, match=f"{w!r} is not one known token"): _word_ids(tiny.odd("plain", vocabulary), ["mary", w])
-    with pytest.raises(TaskError, match=r"'Mary' is not one known token.*'M' 'a' 'r' 'y'"): _word_ids(spelled(), ["Mary"])
+        with pytest.raises(TaskError, match=f"{w!r} is not one known token"): word_ids(tiny.odd("plain", vocabulary), ["mary", w])
+    with pytest.raises(TaskError, match=r"'Mary' is not one known token.*'M' 'a' 'r' 'y'"): word_ids(spelled(), ["Mary"])
 
 def test_words_that_share_a_token_are_no_choice():
     "Folded case, and unknown words of a tokenizer that does not say which token stands for them"
     folds = tiny.odd("folds", vocabulary)
     with pytest.raises(TaskError, match="are the same token"):
-        _build(folds, [_Draft("gave it to", {}, "Mary", ("mary",), _word_ids(folds, ["Mary", "mary"]), {})], "mine", False)
+        build_prompts(folds, [Draft("gave it to", {}, "Mary", ("mary",), word_ids(folds, ["Mary", "mary"]), {})], "mine", False)
     with pytest.raises(TaskError, match=r"keeps only 0 of \d+ names"): ioi(tiny.odd("nameless", vocabulary), 4)
 
 def test_twins_at_the_beginning_of_a_sentence():
     "Where a word has another token at the beginning of a text, the twin has that token too"
     t = tiny.whole_text()
-    names, known = ["Mary", "John", "Tom"], _word_ids(t, ["Mary", "John", "Tom"])
+    names, known = ["Mary", "John", "Tom"], word_ids(t, ["Mary", "John", "Tom"])
     drafts = []
     for io, s in [("Mary", "John"), ("John", "Tom"), ("Tom", "Mary")]:
-        text, spans = _fill("{IO} and {S1} went to the store, and {S2} gave a drink to", dict(IO=io, S1=s, S2=s))
-        drafts.append(_Draft(text, spans, io, (s,), {w: known[w] for w in (io, s)}, dict(template="start")))
-    try: prompts = _build(t, drafts, "ioi", False)
+        text, spans = fill_template("{IO} and {S1} went to the store, and {S2} gave a drink to", dict(IO=io, S1=s, S2=s))
+        drafts.append(Draft(text, spans, io, (s,), {w: known[w] for w in (io, s)}, dict(template="start")))
+    try: prompts = build_prompts(t, drafts, "ioi", False)
     except TaskError as e: assert "is not one token in template 'start'" in str(e) # the first word alone may be in pieces
     else:
         for q in corrupt(prompts, "exchange"): assert lawful(t, q)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from talking_heads.edits.audit import Budget, Plan
+from talking_heads.edits.audit import Budget, AuditPlan
 from talking_heads.base.core import *
 from talking_heads.hooks import load_model
 from talking_heads.interventions import load_edit
 from talking_heads.edits.proposals import *
 from talking_heads.edits.proposals import _decide
 
-small = Plan(ioi=30, lists=(7, 8), per_template=20, per_form=4, induction=4)
+small = AuditPlan(ioi=30, lists=(7, 8), per_template=20, per_form=4, induction=4)
 
 @pytest.fixture(scope="module")
 def toy(): return load_model("toy", device="cpu")

@@ -13,7 +13,7 @@ from talking_heads import data as D
 
 def words():
     "Every word of the tasks, once"
-    text = " ".join([*D.ioi_templates, *D.list_templates.values(), D.ioi_names, D.ioi_places, D.ioi_objects, D.list_items, *D._numbers])
+    text = " ".join([*D.ioi_templates, *D.list_templates.values(), D.ioi_names, D.ioi_places, D.ioi_objects, D.list_items, *D.number_words])
     return list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", text))) + ["with", "a", "an"]
 
 def tokenizer(bos=False):

@@ -87,7 +87,7 @@ def training_kl(budget:Budget, # of the audit
 def propose_and_audit(model, # from `load_model`, unedited
                       budget:Budget=Budget(), # limits of the audit; training aims below its KL
                       how:str="quick", # effort of `propose_edit`
-                      plan:Plan|None=None, # of the audit; None for the full one after full effort, the quick one elsewhere
+                      plan:AuditPlan|None=None, # of the audit; None for the full one after full effort, the quick one elsewhere
                       seed:int=0, # of the proposal
                      )->Outcome: # the model is left as it was; raises `TaskError` where lists cannot be measured
     "Train an edit, measure what it does, and say whether it may be kept"

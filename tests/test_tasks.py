@@ -1,0 +1,70 @@
+"Tasks: what they make, how they score, what they refuse by name, and a task of one's own in the audit"
+import pytest
+import torch
+
+from talking_heads.base.core import *
+from talking_heads.data import *
+from talking_heads.edits.audit import *
+from talking_heads.evaluation import *
+from talking_heads.hooks import *
+from talking_heads.interventions import *
+from talking_heads.tasks.known import *
+import tiny
+
+@pytest.fixture(scope="module")
+def toy(): return load_model("toy", device="cpu")
+
+@pytest.fixture(scope="module")
+def tok(): return tiny.tokenizer()
+
+@pytest.mark.parametrize("name", ["ioi", "laundry_list"])
+def test_splits_share_no_template_and_seeds_decide(tok, name):
+    t = task(name)
+    make = lambda split, seed=0: t.prompts(tok, n=30, seed=seed, split=split)
+    train, held = (set(make(s).frame().template) for s in ("train", "held-out"))
+    assert not train & held and train | held == set(make("all").frame().template)
+    assert [p.text for p in make("all")] == [p.text for p in make("all")] != [p.text for p in make("all", 1)]
+
+@pytest.mark.parametrize("name", ["ioi", "laundry_list"])
+def test_scores_by_hand(tok, name):
+    "One pass over made-up logits, prompt by prompt in plain Python"
+    p = task(name).prompts(tok, n=12)
+    logits = torch.randn(12, len(tok), generator=torch.Generator().manual_seed(0))
+    df = task(name).score(p, logits)
+    for q, row, r in zip(p, logits.tolist(), df.itertuples()):
+        lead = row[q.answer_id]-max(row[i] for i in q.distractor_ids)
+        assert r.logit_diff == pytest.approx(lead, abs=1e-6) and r.correct == (lead > 0)
+        assert r.top1 == (row[q.answer_id] == max(row))
+
+def test_windows_are_scored_by_plain_transformers(toy):
+    rows = task("induction").prompts(**task_args(toy), n=3, length=8)
+    got = task_scores(toy, task("induction"), rows)
+    with torch.no_grad(): logits = toy.original_model(rows).logits.double()
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none")
+    half = rows.shape[1]//2
+    by = {m: g.value.tolist() for m, g in got.groupby("measure")}
+    assert by["loss"] == pytest.approx(loss[:, half:].mean(-1).tolist(), rel=1e-4)
+    assert by["first loss"] == pytest.approx(loss[:, :half-1].mean(-1).tolist(), rel=1e-4)
+
+@pytest.mark.parametrize("ask,said", [
+    (lambda t, k: task("laundry_list").twins_of(task("laundry_list").prompts(k, n=3)), "'laundry_list' has no counterfactual"),
+    (lambda t, k: task("ioi").prompts(k, split="validation"), "'ioi' has no split 'validation'.*held-out"),
+    (lambda t, k: task("ioi").prompts(k, n_items=3), "'ioi' has no option 'n_items'.*templates"),
+    (lambda t, k: task("ioi").twins_of(task("laundry_list").prompts(k, n=3)), "prompts of 'laundry_list', not of the task 'ioi'"),
+    (lambda t, k: task("laundry_list").prompts(k, n=6).pos("mention1"), "'laundry_list'.*'mention1'.*Roles of all: item1"),
+    (lambda t, k: task("sonnets"), "no task 'sonnets'.*ioi"),
+    (lambda t, k: own_limits([(task("ioi"), "loss", .1)]), "'ioi' has no measure 'loss'.*correct")])
+def test_what_a_task_lacks_is_said_by_name(tok, ask, said):
+    with pytest.raises(TaskError, match=said): ask(None, tok)
+
+def test_a_task_of_ones_own_is_judged_beside_the_plan(toy):
+    own = Task("names", "IOI under a name of its own", lambda tokenizer, n, seed, split, bos: ioi(tokenizer, n, seed, bos))
+    plan = AuditPlan(ioi=30, lists=(), contrast=(), induction=0, text=0)
+    nothing, circuit = {"1.0.0": 1.}, dict.fromkeys(["1.0.0", "1.0.1", "1.1.0", "1.1.1"], 0.)
+    check = lambda e: audit(toy, component_edit(toy, e), plan=plan, tasks=[(own, "correct", .05)])
+    assert "names (own)" in check(circuit).failed
+    a = check(nothing)
+    assert a.passed and "names (own)" not in a.untested and (a.changes.change == 0).all()
+    t = a.changes.set_index(["area", "measure"])
+    with pytest.raises(TalkingHeadsError, match="tasks"):
+        audit(toy, component_edit(toy, nothing), plan=plan, before=take_measurements(toy, plan), tasks=[(own, "correct", .05)])
