@@ -15,11 +15,11 @@ from talking_heads.data import *
 from talking_heads.circuits.forecast import auroc, fit_forecaster, forecast_frame
 from talking_heads.hooks import *
 from talking_heads.interventions import component_edit, edited, edited_readout, set_coordinates_hooks
-from talking_heads.edits.upper_layers import Suffix
-from talking_heads.edits.training import choose
-from talking_heads.edits.parametrisations import component_knobs
-from talking_heads.edits.evaluation_sets import judge
-from talking_heads.edits.training_data import lessons
+from talking_heads.edits.upper_layers import UpperLayers
+from talking_heads.edits.training import choose_updates
+from talking_heads.edits.parametrisations import component_updates
+from talking_heads.edits.evaluation_sets import evaluation_sets
+from talking_heads.edits.training_data import training_data
 from talking_heads.tasks.contrasts import preference
 from talking_heads.circuits.removal import *
 from talking_heads.circuits.steering import Subspace, _setting, fit_attention, fit_gradient, natural
@@ -191,7 +191,7 @@ def test_upper_layers(models, case, layer, T, window, head):
     m = models[case["kind"]]
     put(m, case["bos"], case["window"])
     tokens = torch.randint(5, 150, (case["n"], T), generator=torch.Generator().manual_seed(case["seed"]))
-    s = Suffix(m, layer)
+    s = UpperLayers(m, layer)
     with torch.no_grad():
         e, want = s.enter(tokens, window), m(tokens)
         got = s.logits(s.run(e))
@@ -246,7 +246,7 @@ def test_stale_caches(model):
     put(model, False, None)
     p = prompts_of(model, 6)
     p = p[p.groups()[0]]
-    runs, s = Reruns(model, p), Suffix(model, 2)
+    runs, s = Reruns(model, p), UpperLayers(model, 2)
     e, want = s.enter(p.tokens), runs.run()
     runs.entering(3)
     W = model.original_model.model.layers[0].mlp.up_proj.weight
@@ -271,19 +271,19 @@ def test_stale_caches(model):
 def test_references_of_another_model(single):
     "What was measured or learned from one model is not held against another, changed only in upper layers"
     put(single, False, None)
-    j, les = judge(single, 3, (3,), 2, 0, 2, 2), lessons(single, 3, n_items=(3,), per=2, windows=4, length=8, contrasts=())
-    edit, knobs = component_edit(single, "4.2.0", "raw"), component_knobs(single, ["4.1.0"], "raw")
+    j, les = evaluation_sets(single, 3, (3,), 2, 0, 2, 2), training_data(single, 3, n_items=(3,), per=2, windows=4, length=8, contrasts=())
+    edit, knobs = component_edit(single, "4.2.0", "raw"), component_updates(single, ["4.1.0"], "raw")
     with edited(single, component_edit(single, "3.1.0", "raw")):
-        for f in (lambda: j(edit), lambda: choose(les, knobs, 1)):
+        for f in (lambda: j.evaluate(edit), lambda: choose_updates(les, knobs, 1)):
             with pytest.raises(ModelError, match="changed since"): f()
-    assert len(j(edit)) and len(choose(les, knobs, 1).knobs) == 1
+    assert len(j.evaluate(edit)) and len(choose_updates(les, knobs, 1).updates) == 1
 
 def test_active_hooks(model):
     "Under hooks that act on whole prompts, passes of END alone and of some layers alone are refused"
     put(model, False, None)
     p = prompts_of(model, 4)
     one = p[p.groups()[0]]
-    runs, s = Reruns(model, one), Suffix(model, 3)
+    runs, s = Reruns(model, one), UpperLayers(model, 3)
     e = s.enter(one.tokens)
     with model.hooks([("blocks.1.attn.hook_z", lambda z, hook: z*0)]):
         for f in (lambda: Reruns(model, one), runs.run, lambda: ablation_sweep(model, p, "4.0"), lambda: path_patch(model, p, p, ["0.0"], ["2.0"]),
@@ -325,7 +325,7 @@ def test_odd_architectures(tmp_path):
         p = p[p.groups()[0]]
         close(Reruns(m, p).run(start_at_layer=2), readout(m, p, ()).logits, 1e-5)
         try:
-            s = Suffix(m, 1)
+            s = UpperLayers(m, 1)
             got = s.logits(s.run(s.enter(p.tokens)))
         except ModelError as e: assert i > 0 and ("one batch" in str(e) or "own logits" in str(e))
         else: close(got[:, -1], readout(m, p, ()).logits, 1e-5)
@@ -345,7 +345,7 @@ def readers(model, p, lists):
                 paths=lambda: path_patch(model, p, corrupt(p), ["0.1"], ["3.1"]), whole=lambda: path_patch(model, p, corrupt(p), ["0.1"], ["3.1"], role="S2"),
                 stripes=lambda: stripe_scores(model, repeated_tokens(model, 2, 6)), find=lambda: find_heads(model, p, n_random=2),
                 variants=lambda: run_variants(model, p, zero, 2, ["4.0"]), forecast=lambda: forecast_frame(model, [lists], []),
-                judge=lambda: judge(model, 3, (3,), 2, 0, 2, 2), upper=lambda: Suffix(model, 3).enter(p.tokens[:1]), rerun=lambda: Reruns(model, p[[0]]).run())
+                judge=lambda: evaluation_sets(model, 3, (3,), 2, 0, 2, 2), upper=lambda: UpperLayers(model, 3).enter(p.tokens[:1]), rerun=lambda: Reruns(model, p[[0]]).run())
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_overflow_names_the_layer(dtype, tmp_path):
@@ -377,7 +377,7 @@ def test_planted_values_are_found(model, layer, value, point):
         if layer < L-1: # the last layer's patterns come before what is planted there
             with pytest.raises(ModelError, match=f"first in layer {layer}"): stripe_scores(model, repeated_tokens(model, 2, 6))
     with pytest.raises(ModelError, match=f"first in layer {layer}"): Reruns(model, p[[0]]).run(hooks)
-    s = Suffix(model, layer)
+    s = UpperLayers(model, layer)
     e = s.enter(p[[0]].tokens)
     with model.hooks(hooks), pytest.raises(ModelError, match=f"first in layer {layer}"): s.run(e)
     with pytest.raises(ModelError, match="NaN or infinite"): run_variants(model, p, {layer: lambda z, g: z*value}, 1, ["4.0"])

@@ -592,7 +592,7 @@ def plain_llama(tmp_path, **change):
 
 def test_a_head_that_writes_nothing(tmp_path):
     model = plain_llama(tmp_path)
-    o = I._Outputs(model)
+    o = I.OutputProjections(model)
     with torch.no_grad(): o(Head(1, 2)).zero_()
     with pytest.raises(EditError, match="1.2 writes nothing"): component_edit(model, "1.2.0", "raw")
     silent = subspace_edit(model, "1.2", torch.eye(48)[:2], 3.)
@@ -619,7 +619,7 @@ def test_heads_wider_than_the_residual_stream(tmp_path):
 def test_components_that_are_none_alone_are_warned_of(tmp_path):
     "Two equal singular values: one of the two is an arbitrary direction, both together are a plane"
     model = plain_llama(tmp_path, num_key_value_heads=4)
-    o, d = I._Outputs(model), model.cfg.d_head
+    o, d = I.OutputProjections(model), model.cfg.d_head
     q = torch.linalg.qr(torch.randn(48, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0].T
     v = next(p for n, p in o.params.items() if "layers.1." in n and "v_proj" in n)
     with torch.no_grad():

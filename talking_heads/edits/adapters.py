@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..base.checkpoints import *
 from ..interventions import *
-from ..interventions import _Outputs, _original, _state
 from ..svd import *
 
 # %% ../../nbs/edits/adapters.ipynb #c005
@@ -25,9 +24,9 @@ def lora_factors(edit:Edit,
                 )->dict: # module's name to A (rank heads*d_head) and B (d_model rank)
     "The edit as low-rank factors of every output projection it touches, from the weights before any edit"
     check_target(edit,model)
-    o,out = _Outputs(model),{}
+    o,out = OutputProjections(model),{}
     for c in edit.changes:
-        W,V = _original(model,o,c.where).to("cpu",torch.float64),c.V.double()
+        W,V = original_weights(model,o,c.where).to("cpu",torch.float64),c.V.double()
         A = torch.zeros(len(V),o.shape.n_heads*o.shape.d_head).double()
         A[:,c.head*o.shape.d_head:(c.head+1)*o.shape.d_head] = (W@V.T).T
         B = V.T@(c.G.double()-torch.eye(len(V)).double()).T
@@ -43,8 +42,8 @@ def _adapter_config(factors:dict, model)->dict:
     top = max(ranks.values())
     return dict(peft_type="LORA",task_type="CAUSAL_LM",base_model_name_or_path=_base(model),revision=c and c.revision,
         r=top,lora_alpha=top,rank_pattern=ranks,alpha_pattern=ranks,target_modules=sorted(factors),
-        fan_in_fan_out=_Outputs(model).family.packing=="columns",bias="none",lora_dropout=0.,inference_mode=True,
-        use_rslora=False,use_dora=False,init_lora_weights=True,modules_to_save=None)
+        fan_in_fan_out=OutputProjections(model).family.packing=="columns",bias="none",lora_dropout=0.,
+        inference_mode=True,use_rslora=False,use_dora=False,init_lora_weights=True,modules_to_save=None)
 
 def _base(model)->str:
     "The base model's name, without the path of this machine"
@@ -93,10 +92,11 @@ def _plain_copy(model):
     config = copy.deepcopy(hf.config)
     config._name_or_path = "" # a path of this machine
     live = {n.replace("._original_component",""):p for n,p in hf.state_dict().items()}
-    with torch.random.fork_rng(devices=[]): plain = AutoModelForCausalLM.from_config(config,dtype=model.cfg.dtype) # it draws weights
+    with torch.random.fork_rng(devices=[]): # it draws weights
+        plain = AutoModelForCausalLM.from_config(config,dtype=model.cfg.dtype)
     plain.load_state_dict({n:live[n] for n in plain.state_dict()})
-    o = _Outputs(plain)
-    for h,W in _state(model).originals.items(): o(h).copy_(W)
+    o = OutputProjections(plain)
+    for h,W in saved_originals(model).items(): o(h).copy_(W)
     if hf.generation_config is not None: plain.generation_config = copy.deepcopy(hf.generation_config)
     return plain.eval()
 
@@ -104,7 +104,8 @@ def _plain_copy(model):
 def _tokenizer(model):
     "The checkpoint's own tokenizer, or the model's where there is no checkpoint"
     c = getattr(model,"checkpoint",None)
-    return AutoTokenizer.from_pretrained(c.path,local_files_only=True,trust_remote_code=False) if c and c.path else model.tokenizer
+    if not (c and c.path): return model.tokenizer
+    return AutoTokenizer.from_pretrained(c.path,local_files_only=True,trust_remote_code=False)
 
 # %% ../../nbs/edits/adapters.ipynb #c016b
 def bake(edit:Edit,
@@ -112,7 +113,7 @@ def bake(edit:Edit,
          folder, # new or empty, or holding an earlier export
          report:dict|None=None, # see `model_card`
         )->Path: # `folder`
-    "Write a full checkpoint with the edit in its weights, with a card and the edit itself; the live model is not touched"
+    "Write a full checkpoint with the edit in its weights, with a card; the live model is not touched"
     check_target(edit,model)
     plain = _plain_copy(model)
     edit.apply(plain)
@@ -138,7 +139,8 @@ def _measured(report:dict|None, key:str)->str:
     rows = (report or {}).get(key) or {}
     if not rows: return f"## {_sections[key]}\n\nNot measured."
     table = "\n".join(f"| {k} | {'not measured' if v is None else _number(v)} |" for k,v in rows.items())
-    return f"## {_sections[key]}\n\n| measure | value |\n|---|---|\n{table}\n\nWhat is not in this table was not measured."
+    head = f"## {_sections[key]}\n\n| measure | value |\n|---|---|"
+    return f"{head}\n{table}\n\nWhat is not in this table was not measured."
 
 # %% ../../nbs/edits/adapters.ipynb #c019
 def _what(edit:Edit)->str:
@@ -146,9 +148,13 @@ def _what(edit:Edit)->str:
     rows = "\n".join(f"| {r.layer} | {r.layer}.{r.head} | {r.name} | {r.gain:.6g}{' (mixes)' if r.mixes else ''} |"
                      for r in edit.components.itertuples(index=False,name="Row"))
     said = "Gain 0 removes a direction from what the head writes, 1 would leave it as it was."
-    mix = " Where it says mixes, the new coordinate also takes from the other directions of the head; the matrix is in `edit/`." if edit.components.mixes.any() else ""
-    return (f"## What was changed\n\nOnly output projections of attention, in {len(edit.heads)} head{'s'*(len(edit.heads)>1)}; {edit.n_params} numbers in all. "
-            f"Processing of the weights in which components are numbered: {edit.info.get('processing') or 'none'}. {said}{mix}\n\n"
+    if edit.components.mixes.any():
+        said += (" Where it says mixes, the new coordinate also takes from the other directions of the head; "
+                 "the matrix is in `edit/`.")
+    heads = f"{len(edit.heads)} head{'s'*(len(edit.heads)>1)}"
+    return (f"## What was changed\n\nOnly output projections of attention, in {heads}; {edit.n_params} numbers in all. "
+            "Processing of the weights in which components are numbered: "
+            f"{edit.info.get('processing') or 'none'}. {said}\n\n"
             f"| layer | head | direction | gain |\n|---|---|---|---|\n{rows}")
 
 # %% ../../nbs/edits/adapters.ipynb #c020
@@ -159,10 +165,13 @@ model = PeftModel.from_pretrained(base, "this folder")""",
 "checkpoint":"""from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("this folder")
 tokenizer = AutoTokenizer.from_pretrained("this folder")"""}
-_undo = {"adapter":"""`model.unload()` gives the base model back, and `with model.disable_adapter():` runs it in between. Nothing is merged unless you merge it;
-after `merge_and_unload()` load the base model again.""",
-"checkpoint":"""The edit is in the weights, and a direction that was removed cannot be computed back. Load the base model instead. `edit/` holds the edit
-itself, to be applied to the base model and undone at will with `talking_heads`: `load_edit("edit", model).apply(model)`, `.undo(model)`."""}
+_undo = {
+"adapter":"`model.unload()` gives the base model back, and `with model.disable_adapter():` runs it in between. "
+    "Nothing is merged unless you merge it;\nafter `merge_and_unload()` load the base model again.",
+"checkpoint":"The edit is in the weights, and a direction that was removed cannot be computed back. "
+    "Load the base model instead. `edit/` holds the edit\n"
+    "itself, to be applied to the base model and undone at will with `talking_heads`: "
+    "`load_edit(\"edit\", model).apply(model)`, `.undo(model)`."}
 
 # %% ../../nbs/edits/adapters.ipynb #c021
 def _how(edit:Edit, model, form:str)->str:
@@ -178,22 +187,28 @@ def _base_lines(edit:Edit, model)->str:
     "Which base model, and under whose licence"
     c = getattr(model,"checkpoint",None)
     hashes = "\n".join(f"- {h}: `{x}`" for h,x in edit.target["heads"].items())
-    licence = "Apache-2.0, as the base model" if c and c.name in ("smollm2","toy") else "that of the base model; look it up there before you pass this on"
-    return (f"## Base model\n\n`{_base(model)}`{f', revision {c.revision}' if c and c.revision else ''} ({edit.target['model_type']}, {edit.target['n_layers']} layers, "
-            f"{edit.target['n_heads']} heads), in {edit.info.get('dtype','its dtype')}.\nSHA-256 of its weights: `{c.sha256 if c else 'unknown'}`. On other weights the edit "
-            f"means nothing.\nTouched heads, SHA-256 of W_O in float32:\n\n{hashes}\n\nLicence: {licence}.")
+    licence = "that of the base model; look it up there before you pass this on"
+    if c and c.name in ("smollm2","toy"): licence = "Apache-2.0, as the base model"
+    t,revision = edit.target,f", revision {c.revision}" if c and c.revision else ""
+    shape = f"({t['model_type']}, {t['n_layers']} layers, {t['n_heads']} heads)"
+    return (f"## Base model\n\n`{_base(model)}`{revision} {shape}, in {edit.info.get('dtype','its dtype')}.\n"
+            f"SHA-256 of its weights: `{c.sha256 if c else 'unknown'}`. On other weights the edit means nothing.\n"
+            f"Touched heads, SHA-256 of W_O in float32:\n\n{hashes}\n\nLicence: {licence}.")
 
 # %% ../../nbs/edits/adapters.ipynb #c023
 def model_card(edit:Edit,
                model, # the one it was made for
                form:str, # "adapter" or "checkpoint"
-               report:dict|None=None, # `does` and `costs`: measure to number, `interval` or None; `on`: what it was measured on
+               report:dict|None=None, # `does`, `costs`: measure to number, `interval` or None; `on`: measured on what
               )->str: # Markdown
     "What was changed, what it does and costs, how to load it and how to undo it"
-    hub = f"base_model: {_base(model)}\n" if getattr(getattr(model,"checkpoint",None),"source",None)=="hub" else "" # hubs look it up
-    head = f"---\nlibrary_name: {'peft' if form=='adapter' else 'transformers'}\n{hub}tags:\n- talking-heads\n- model-edit\n---"
+    on_hub = getattr(getattr(model,"checkpoint",None),"source",None)=="hub"
+    hub = f"base_model: {_base(model)}\n" if on_hub else "" # hubs look it up
+    library = "peft" if form=="adapter" else "transformers"
+    head = f"---\nlibrary_name: {library}\n{hub}tags:\n- talking-heads\n- model-edit\n---"
     on = [f"Measured on: {report['on']}"] if report and report.get("on") else []
-    parts = [head,f"# {edit.name}",f"An edit of attention heads made with talking_heads {versions()['talking_heads']}, as "
-        f"{'a LoRA adapter' if form=='adapter' else 'a full checkpoint'}. Edit `{edit.sha256}`.",_what(edit),
+    what = "a LoRA adapter" if form=="adapter" else "a full checkpoint"
+    made = f"An edit of attention heads made with talking_heads {versions()['talking_heads']}, as {what}."
+    parts = [head,f"# {edit.name}",f"{made} Edit `{edit.sha256}`.",_what(edit),
         _measured(report,"does"),_measured(report,"costs"),*on,_base_lines(edit,model),_how(edit,model,form)]
     return "\n\n".join(parts)+"\n"
