@@ -10,11 +10,12 @@ __all__ = ['own_options', 'died', 'th_model', 'th_scan', 'th_edit', 'paper_noteb
 import difflib, hashlib, importlib, json, os, re, signal, sys, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
+from importlib.resources import files
 from pathlib import Path
 from fastcore.script import Param, store_true
 from .base.core import *
 from .base.command_line import *
-from .base.checkpoints import find_checkpoint
+from .base.checkpoints import display_name, find_checkpoint
 from .base.store import check_run_folder, check_same, leave_unused
 from .paper.sections import read_results
 
@@ -184,10 +185,14 @@ def _follow(path:Path, done:threading.Event):
     for b in bars.values(): b.close()
 
 # %% ../nbs/commands.ipynb #c020
+def _package()->Path:
+    "The folder of this package"
+    return Path(str(files("talking_heads"))).resolve()
+
 def paper_notebook(name:str="paper", # or paper_weights, for weights alone
                   )->Path: # raises `OutputError` if it is not there
     "The notebook that `th_paper` runs: of this checkout, else the copy that was built into the package"
-    here = Path(__file__).resolve().parent
+    here = _package()
     checkout,packed = here.parent/"nbs"/"paper"/f"{name}.ipynb",here/"notebooks"/f"{name}.ipynb"
     if checkout.is_file() and (here.parent/"settings.ini").is_file(): return checkout
     if packed.is_file(): return packed
@@ -274,7 +279,7 @@ def _kernel_env(folder:Path, env:dict)->dict:
     "The environment of a kernel whose own files are in `folder`"
     gone = {"PYTHONSTARTUP"}|(set() if _path_needed() else {"PYTHONPATH"})
     kept = {k:v for k,v in env.items() if k not in gone}
-    return kept|dict(IPYTHONDIR=str(folder/"ipython"),TH_PACKAGE=str(Path(__file__).resolve().parent/"__init__.py"))
+    return kept|dict(IPYTHONDIR=str(folder/"ipython"),TH_PACKAGE=str(_package()/"__init__.py"))
 
 # %% ../nbs/commands.ipynb #m028
 def _manager(folder:Path, started:list):
@@ -315,7 +320,7 @@ def _end(process)->None:
 def _our_errors()->set:
     "Names of all errors of this package, those of modules included that are not imported here"
     found,ours = {},{"TalkingHeadsError"}
-    for f in Path(__file__).resolve().parent.rglob("*.py"):
+    for f in _package().rglob("*.py"):
         found |= dict(re.findall(r"^class (\w+)\((.*)\):",f.read_text(encoding="utf-8"),re.MULTILINE))
     while more := {n for n,parents in found.items() if ours&set(re.findall(r"\w+",parents))}-ours: ours |= more
     return ours
@@ -421,6 +426,8 @@ def _from_weights(out:Path, params:dict, why:str)->tuple: # arguments for `_exec
     "What to run where a checkpoint holds attention weights alone"
     notebook = paper_notebook("paper_weights")
     params = {k:v for k,v in params.items() if k in ("model","name","revision","seed","known","out","resume")}
+    name = params.get("name") or display_name(find_checkpoint(params["model"],params.get("revision")))
+    why = why.replace(str(params["model"]),name) # no path of this machine in the results
     print(f"{why} So only what needs no forward pass is rerun.", file=sys.stderr)
     return notebook,out,params|dict(why=why,notebook_sha256=_code_of(notebook))
 
