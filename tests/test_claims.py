@@ -378,7 +378,7 @@ def test_scores_beside_change_no_verdict():
 def test_no_inhibition_head_without_inhibition(tmp_path):
     "Where the untouched score's interval includes 0, a fall of it is noise and no head is called"
     from talking_heads.circuits.finding import _inhibition_rows
-    from talking_heads.hooks import bootstrap_ci, derive_generator
+    from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
     from talking_heads.circuits.finding import inhibition_score
     from talking_heads.hooks import load_model, readout, task_args
     model = load_model(str(tiny.save("gpt2", tmp_path/"m")), device="cpu")
