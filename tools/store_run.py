@@ -1,4 +1,6 @@
-"Put a finished run on the site: `python tools/store_run.py runs/paper smollm2 'The paper on SmolLM2'` writes nbs/paper/runs/smollm2.ipynb and .json"
+"""Put a finished run on the site
+
+`python tools/store_run.py runs/paper smollm2 'The paper on SmolLM2'` writes nbs/paper/runs/smollm2.ipynb and .json"""
 import json
 import re
 import sys
@@ -21,13 +23,18 @@ def source_of(run: Path) -> Path:
 
 def scrubbed(text: str, run: Path, model: str) -> str:
     "Text without the paths of this machine"
-    for path in (run, run.parent, root, Path.home()): text = text.replace(str(path.resolve())+"/", "").replace(str(path.resolve()), path.name)
+    for path in (run, run.parent, root, Path.home()):
+        full = str(path.resolve())
+        text = text.replace(full+"/", "").replace(full, path.name)
     return re.sub(r"(?<![\w./])/(?:[\w.-]+/)+("+re.escape(model)+")", r"\1", text)
+
+OF_ONE_MACHINE = ("out", "resume", "notebook_sha256", "device", "why") # parameters that say nothing to a reader
 
 def settings_of(nb) -> dict:
     "Parameters that papermill put in"
     cell = next(c for c in nb.cells if "injected-parameters" in c.metadata.get("tags", []))
-    return {k: v for k, v in re.findall(r"^(\w+) = (.*)$", cell.source, re.M) if k not in ("out", "resume", "notebook_sha256", "device", "why")}
+    given = re.findall(r"^(\w+) = (.*)$", cell.source, re.M)
+    return {k: v for k, v in given if k not in OF_ONE_MACHINE}
 
 def store(run: Path, name: str, title: str) -> None:
     "Copy results and notebook, with what they were made by"
@@ -38,7 +45,9 @@ def store(run: Path, name: str, title: str) -> None:
     nb.cells = [c for c in nb.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     first = nb.cells[0].source.split("\n")
     first[0] = f"# {title}"
-    nb.cells[0].source = "\n".join(first)+"\n\n::: {.callout-note}\nA stored run, made with "+", ".join(f"`{k} = {v}`" for k, v in given.items())+".\n:::"
+    made_with = ", ".join(f"`{k} = {v}`" for k, v in given.items())
+    note = f"::: {{.callout-note}}\nA stored run, made with {made_with}.\n:::"
+    nb.cells[0].source = "\n".join(first)+"\n\n"+note
     out = root/"nbs"/"paper"/"runs"/f"{name}.ipynb"
     results |= dict(model=scrubbed(str(results["model"]), run, model))
     stored = dict(notebook=source.name, code=code_behind(source), parameters=given, results=results)
