@@ -34,6 +34,7 @@ class Recording:
     def __repr__(self): return f"Recording of {len(self)} prompts of {self.tokens.shape[1]} tokens"
 
 # %% ../../nbs/circuits/recording.ipynb #r008
+_streams = ("hook_in","hook_mlp_out","attn.hook_z","attn.hook_pattern","attn.hook_attn_scores") # of every layer
 _norms = ("ln1","ln1_post","ln2","ln2_post","attn.q_norm","attn.k_norm") # norms whose scales a trace holds fixed
 
 def _norm(model, layer:int, name:str):
@@ -45,7 +46,7 @@ def _norm(model, layer:int, name:str):
 def _hook_names(model)->list[str]:
     "Every activation that a recording keeps"
     L = range(model.cfg.n_layers)
-    names = [f"blocks.{l}.{k}" for l in L for k in ("hook_in","hook_mlp_out","attn.hook_z","attn.hook_pattern","attn.hook_attn_scores")]
+    names = [f"blocks.{l}.{k}" for l in L for k in _streams]
     names += [f"blocks.{l}.{k}.hook_scale" for l in L for k in _norms if _norm(model,l,k) is not None]
     names += [f"blocks.{L[-1]}.hook_out","ln_final.hook_scale"]
     if hasattr(model,"pos_embed"): names.append("pos_embed.hook_out")
@@ -84,11 +85,19 @@ def record(model, # from `load_model`
     def stack(k): return torch.stack([got[f"blocks.{l}.{k}"] for l in L])
     stream = torch.cat([stack("hook_in"),got[f"blocks.{L[-1]}.hook_out"][None]])
     position = got["pos_embed.hook_out"][0] if "pos_embed.hook_out" in got else None
-    return Recording(model=model, tokens=tokens, prompts=prompts if isinstance(prompts,Prompts) else None,
-                     embed=stream[0] if position is None else stream[0]-position, position=position, stream=stream,
-                     z=stack("attn.hook_z"), mlp=stack("hook_mlp_out"), pattern=stack("attn.hook_pattern"),
-                     scores=stack("attn.hook_attn_scores"), scales={k:v for k,v in got.items() if k.endswith("hook_scale")},
-                     rotary=_rotary(model,got))
+    return Recording(
+        model=model,
+        tokens=tokens,
+        prompts=prompts if isinstance(prompts,Prompts) else None,
+        embed=stream[0] if position is None else stream[0]-position,
+        position=position,
+        stream=stream,
+        z=stack("attn.hook_z"),
+        mlp=stack("hook_mlp_out"),
+        pattern=stack("attn.hook_pattern"),
+        scores=stack("attn.hook_attn_scores"),
+        scales={k:v for k,v in got.items() if k.endswith("hook_scale")},
+        rotary=_rotary(model,got))
 
 # %% ../../nbs/circuits/recording.ipynb #r013
 def fixed_norm(norm, # a norm of the model

@@ -68,7 +68,8 @@ def positions(model, # from `load_model`
     if isinstance(where,int):
         shortest = min(len(p.tokens) for p in prompts)
         if not -shortest<=where<shortest:
-            raise TaskError(f"Position {where} is outside a prompt of {shortest} tokens: choose 0 to {shortest-1}, or -1 for the last.")
+            raise TaskError(f"Position {where} is outside a prompt of {shortest} tokens: choose 0 to {shortest-1}, "
+                            "or -1 for the last.")
         return torch.tensor([where%len(p.tokens) for p in prompts])
     if all(where in p.roles for p in prompts): return prompts.pos(where)
     return torch.tensor([_word_position(p,str(where),model.tokenizer,int(prompts.bos)) for p in prompts])
@@ -83,7 +84,7 @@ class Trace:
     terms:Tensor # (batch query_writer key_writer)
     own:Tensor # (batch) the model's own number: what the terms add up to
     attention:Tensor # (batch) attention to the key
-    without:dict=field(default_factory=dict) # side to (batch writer): attention to the key if the reader did not hear this writer there
+    without:dict=field(default_factory=dict) # side to (batch writer): attention to the key without this writer there
     note:str="" # of an edited model
     def __len__(self): return len(self.terms)
     def __repr__(self): return f"{self.asked}: {len(self)} prompts, mean {float(self.own.mean()):.3f}{self.note}"
@@ -102,7 +103,7 @@ def _split(rec:Recording, names:list, x:Tensor, heads:list)->tuple[list,Tensor]:
     return names,x
 
 def _component_writes(rec:Recording, h:Head, y:Tensor, V:Tensor)->Tensor: # (batch component d_model)
-    "What each component adds to the stream: coordinate times direction, through a norm after attention where there is one"
+    "What each component adds to the stream: coordinate times direction, through a norm after attention if there is one"
     norm = rec.model.blocks[h.layer]._modules.get("ln1_post")
     if norm is None: return (y@V.T)[...,None]*V
     gain = fixed_norm(norm,torch.ones_like(y[0]),torch.ones(1)) # of RMS norms, which are the only ones after attention
@@ -119,14 +120,17 @@ def _parts(rec:Recording, h:Head, side:str, pos:Tensor, split:list)->tuple[list,
 def _every_key(rec:Recording, h:Head)->Tensor: # (batch pos d_head)
     "The reader's keys at all positions"
     n,T = rec.tokens.shape
-    at = lambda p: torch.full((n,),p)
-    return torch.stack([read(rec,h,"key",at(p),rec.stream[h.layer][:,p])+read_bias(rec,h,"key",at(p)) for p in range(T)],1)
+    keys = []
+    for p in range(T):
+        at = torch.full((n,),p)
+        keys.append(read(rec,h,"key",at,rec.stream[h.layer][:,p])+read_bias(rec,h,"key",at))
+    return torch.stack(keys,1)
 
 # %% ../../nbs/circuits/trace.ipynb #t015
 def _capped(x:Tensor, cap:float|None)->Tensor: return x if cap is None else cap*(x/cap).tanh()
 
-def _softmax_at(rec:Recording, h:Head, logits:Tensor, q:Tensor, k:Tensor)->Tensor: # logits (batch ... pos) to (batch ...)
-    "Attention to the key that these logits would give, under the model's own mask"
+def _softmax_at(rec:Recording, h:Head, logits:Tensor, q:Tensor, k:Tensor)->Tensor:
+    "Attention to the key that logits (batch ... pos) would give, under the model's own mask; (batch ...)"
     rows = torch.arange(len(q))
     seen = rec.pattern[h.layer,rows,h.head,q]>0 # outside a window attention is exactly 0
     shape = (len(q),*[1]*(logits.ndim-2),-1)
@@ -148,26 +152,48 @@ def _check_pair(rec:Recording, h:Head, q:Tensor, k:Tensor):
     "`HeadError` where the head cannot look"
     if bool((k>q).any()):
         i = int((k>q).nonzero()[0])
-        raise HeadError(f"Position {int(k[i])} comes after position {int(q[i])}, and a head looks back only. Exchange query and key.")
+        raise HeadError(f"Position {int(k[i])} comes after position {int(q[i])}, and a head looks back only. "
+                        "Exchange query and key.")
     seen = rec.pattern[h.layer,torch.arange(len(q)),h.head,q,k]>0
     if not bool(seen.all()):
         i = int((~seen).nonzero()[0])
-        raise HeadError(f"Head {h} cannot see position {int(k[i])} from {int(q[i])}: it lies outside this layer's window.")
+        raise HeadError(f"Head {h} cannot see position {int(k[i])} from {int(q[i])}: "
+                        "it lies outside this layer's window.")
+
+# %% ../../nbs/circuits/trace.ipynb #t016b
+# of the largest logit; in 16 bits the model rounds its own sums
+_tolerance = {torch.float32:1e-4, torch.bfloat16:.1, torch.float16:.02}
+
+def _check_sum(rec:Recording, h:Head, terms:Tensor, own:Tensor):
+    "`ModelError` if terms (batch writer writer) do not add up to the model's own logits (batch)"
+    total = _capped(terms.sum((1,2)),logit_cap(rec.model))
+    off = float((total-own).abs().max()/own.abs().max().clamp_min(1))
+    if not off<=_tolerance[rec.model.cfg.dtype]:
+        raise ModelError(f"The terms of head {h} do not add up to the model's own logits (off by {off:.2g} of them). "
+                         "This architecture does something between query, key and logit that a trace does not know.")
 
 def _pair(rec:Recording, h:Head, q:Tensor, k:Tensor, split:list)->Trace:
     "One logit of each prompt; `ModelError` if the terms do not add up to the model's own"
     _check_pair(rec,h,q,k)
-    (names,Q),(_,K) = _parts(rec,h,"query",q,split),_parts(rec,h,"key",k,split)
+    names,Q = _parts(rec,h,"query",q,split)
+    _,K = _parts(rec,h,"key",k,split)
     terms = torch.einsum("bad,bcd->bac",Q,K)*logit_scale(rec.model,h.layer)
     rows = torch.arange(len(q))
-    own,total = rec.scores[h.layer,rows,h.head,q,k],_capped(terms.sum((1,2)),logit_cap(rec.model))
-    off = float((total-own).abs().max()/own.abs().max().clamp_min(1))
-    if not off<=_tolerance[rec.model.cfg.dtype]:
-        raise ModelError(f"The terms of head {h} do not add up to the model's own logits (off by {off:.2g} of them). This architecture "
-                         "does something between query, key and logit that a trace does not know.")
-    return Trace(h,"",tuple(names),terms,terms.sum((1,2)),rec.pattern[h.layer,rows,h.head,q,k],_attention_without(rec,h,Q,K,q,k))
+    _check_sum(rec,h,terms,rec.scores[h.layer,rows,h.head,q,k])
+    attention,without = rec.pattern[h.layer,rows,h.head,q,k],_attention_without(rec,h,Q,K,q,k)
+    return Trace(h,"",tuple(names),terms,terms.sum((1,2)),attention,without)
 
-_tolerance = {torch.float32:1e-4, torch.bfloat16:.1, torch.float16:.02} # of the largest logit; the model rounds its own sums
+# %% ../../nbs/circuits/trace.ipynb #t016c
+def _check_asked(model, head, split)->tuple[Head,list[Head]]:
+    "The reader and the heads to take apart, or `HeadError` where there is nothing to trace"
+    h = check_heads(head,model.cfg.n_layers,model.cfg.n_heads)[0]
+    if h.layer==0:
+        raise HeadError(f"Head {h} is in the first layer: nobody but the embedding has written what it reads. "
+                        "Trace a later head.")
+    split = check_heads(list(split),model.cfg.n_layers,model.cfg.n_heads) if split else []
+    late = [x for x in split if x.layer>=h.layer]
+    if late: raise HeadError(f"Head {late[0]} writes after {h} has read, so it has no part in it.")
+    return h,split
 
 # %% ../../nbs/circuits/trace.ipynb #t017
 def trace(model, # from `load_model`
@@ -180,16 +206,15 @@ def trace(model, # from `load_model`
           split=(), # heads whose writes are taken apart into components, e.g. ("20.0",)
          )->Trace: # raises `HeadError` or `TaskError` where there is nothing to trace
     "The reader's attention logit from query to key as a sum over who wrote on the query side and who on the key side"
-    h = check_heads(head,model.cfg.n_layers,model.cfg.n_heads)[0]
-    if h.layer==0: raise HeadError(f"Head {h} is in the first layer: nobody but the embedding has written what it reads. Trace a later head.")
-    split = check_heads(list(split),model.cfg.n_layers,model.cfg.n_heads) if split else []
-    if late := [x for x in split if x.layer>=h.layer]: raise HeadError(f"Head {late[0]} writes after {h} has read, so it has no part in it.")
+    h,split = _check_asked(model,head,split)
     def one(p): return _joined([_traced(model,r,h,query,key,against,split) for r in _recordings(model,p)])
     t = one(prompt)
     if twin is not None: t = _difference(t,one(twin))
-    words = f"{h} from {query} to {key}"+(f", against {against}" if against is not None else "")+(", less its twin" if twin is not None else "")
-    edits = active_edits(model)
-    return replace(t,asked=f"Attention logit of {words}",note=f" (with {len(edits)} edits in the weights)" if edits else "")
+    asked = f"Attention logit of {h} from {query} to {key}"
+    if against is not None: asked += f", against {against}"
+    if twin is not None: asked += ", less its twin"
+    n = len(active_edits(model))
+    return replace(t,asked=asked,note=f" (with {n} edits in the weights)" if n else "")
 
 # %% ../../nbs/circuits/trace.ipynb #t018
 def _recordings(model, prompt)->list[tuple]: # of (recording, indices of its prompts)
@@ -216,9 +241,10 @@ def _joined(parts:list)->Trace:
     "Traces of several recordings, back in the order of the prompts"
     traces,order = [t for t,_ in parts],[i for _,g in parts for i in g]
     back = torch.tensor(order).argsort()
-    cat = lambda f: torch.cat([f(t) for t in traces])[back]
+    def cat(f): return torch.cat([f(t) for t in traces])[back]
     without = {s:cat(lambda t: t.without[s]) for s in traces[0].without}
-    return replace(traces[0],terms=cat(lambda t: t.terms),own=cat(lambda t: t.own),attention=cat(lambda t: t.attention),without=without)
+    parts = {k:cat(lambda t: getattr(t,k)) for k in ("terms","own","attention")}
+    return replace(traces[0],without=without,**parts)
 
 # %% ../../nbs/circuits/trace.ipynb #t020
 @patch
@@ -270,7 +296,8 @@ def _matched(names:list, chosen:list, g)->list:
     left,out = [i for i,n in enumerate(names) if _kind(n) in ("head","MLP") and i not in chosen],[]
     for i in chosen:
         same = [j for j in left if _kind(names[j])==_kind(names[i])]
-        if not same: raise HeadError(f"No writer is left to stand in for {names[i]}. Remove fewer terms, or trace a later head.")
+        if not same:
+            raise HeadError(f"No writer is left to stand in for {names[i]}. Remove fewer, or trace a later head.")
         near = min(abs(_layer(names[j])-_layer(names[i])) for j in same)
         same = [j for j in same if abs(_layer(names[j])-_layer(names[i]))==near]
         out.append(same[int(torch.randint(len(same),(1,),generator=g))])
@@ -366,7 +393,8 @@ def value_terms(rec:Recording, # from `record`
     "What a head writes along a direction, by the position it took it from and by who wrote there"
     n,T = rec.tokens.shape
     rows = torch.arange(n)
-    back = torch.einsum("bm,dm->bd",_after_attention(rec,head,pos,g),rec.model.blocks[head.layer].attn.W_O[head.head].detach().float().cpu())
+    W_O = rec.model.blocks[head.layer].attn.W_O[head.head].detach().float().cpu()
+    back = _after_attention(rec,head,pos,g)@W_O.T
     a,out = rec.pattern[head.layer,rows,head.head,pos],[]
     for p in range(T):
         at = torch.full((n,),p)
@@ -406,7 +434,8 @@ def mlp_direction(rec:Recording, layer:int, pos:Tensor, g:Tensor, # as for `mlp_
                  )->Tensor: # (batch d_model)
     "The direction before an MLP that means, to first order, what `g` means after it"
     rows = torch.arange(len(pos))
-    entry = rec.stream[layer][rows,pos] if _reads_entry(rec.model,layer) else rec.stream[layer+1][rows,pos]-rec.mlp[layer][rows,pos]
+    if _reads_entry(rec.model,layer): entry = rec.stream[layer][rows,pos]
+    else: entry = rec.stream[layer+1][rows,pos]-rec.mlp[layer][rows,pos]
     point = entry.clone().requires_grad_()
     with torch.enable_grad(): return torch.autograd.grad((_mlp(rec,layer,pos,point,entry)*g).sum(),point)[0]
 
@@ -473,14 +502,15 @@ def chain(model, # from `load_model`
           depth:int=2, # how many steps upstream
           cut:float=.1, # smallest part of the whole that is followed
           width:int=12, # most writers that are followed
-         )->tuple[pd.DataFrame,pd.DataFrame]: # nodes: writer position token term share step followed; edges: source target term share
+         )->tuple[pd.DataFrame,pd.DataFrame]: # nodes (writer position token term share step followed), edges
     "Upstream of a logit: who wrote what the reader heard, who wrote what they passed on, and how much is left out"
     h = check_heads(head,model.cfg.n_layers,model.cfg.n_heads)[0]
     t,(rec,_) = trace(model,prompt,h,query,key,against),_recordings(model,prompt)[0]
     if len(t)!=1: raise TaskError(f"A chain follows one prompt, and {len(t)} were given. Give one of them.")
     q,k,other = (None if w is None else positions(model,rec.prompts,w) for w in (query,key,against))
     total,g = float(t.own),reading_direction(rec,h,q,k,other)
-    nodes,edges = _follow(rec,[(n,int(q),g,float(x)) for n,x in zip(t.writers,t.side()[0])],str(h),depth,cut*abs(total),width)
+    first = [(n,int(q),g,float(x)) for n,x in zip(t.writers,t.side()[0])]
+    nodes,edges = _follow(rec,first,str(h),depth,cut*abs(total),width)
     words = [model.tokenizer.decode(int(i)) for i in rec.tokens[0]]
     nodes = pd.DataFrame(nodes).assign(token=lambda f: [words[p] for p in f.position],share=lambda f: f.term/total)
     return nodes,pd.DataFrame(edges).assign(share=lambda f: f.term/total)
@@ -497,8 +527,10 @@ def _follow(rec:Recording, first:list, reader:str, depth:int, least:float, width
     meet(first,reader,1)
     while open_:
         node = open_.pop(max(open_,key=lambda key: open_[key].height))
-        goes_on = abs(node.term)>=least and node.step<depth and followed<width and _kind(node.name) in ("head","MLP")
-        if abs(node.term)>=least: done.append(dict(writer=node.name,position=node.pos,term=node.term,step=node.step,followed=goes_on))
+        if abs(node.term)<least: continue
+        goes_on = node.step<depth and followed<width and _kind(node.name) in ("head","MLP")
+        about = dict(writer=node.name,position=node.pos,term=node.term,step=node.step,followed=goes_on)
+        done.append(about)
         if not goes_on: continue
         followed += 1
         meet(_upstream(rec,node),f"{node.name} at {node.pos}",node.step+1)
