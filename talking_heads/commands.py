@@ -8,6 +8,7 @@ __all__ = ['own_options', 'died', 'th_model', 'th_scan', 'th_edit', 'paper_noteb
 
 # %% ../nbs/commands.ipynb #c003
 import difflib, hashlib, importlib, json, os, re, signal, sys, tempfile, threading, time
+import talking_heads
 from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -187,7 +188,7 @@ def _follow(path:Path, done:threading.Event):
 def paper_notebook(name:str="paper", # or paper_weights, for weights alone
                   )->Path: # raises `OutputError` if it is not there
     "The notebook that `th_paper` runs: of this checkout, else the copy that was built into the package"
-    here = Path(__file__).resolve().parent
+    here = Path(talking_heads.__file__).resolve().parent
     checkout,packed = here.parent/"nbs"/"paper"/f"{name}.ipynb",here/"notebooks"/f"{name}.ipynb"
     if checkout.is_file() and (here.parent/"settings.ini").is_file(): return checkout
     if packed.is_file(): return packed
@@ -274,7 +275,7 @@ def _kernel_env(folder:Path, env:dict)->dict:
     "The environment of a kernel whose own files are in `folder`"
     gone = {"PYTHONSTARTUP"}|(set() if _path_needed() else {"PYTHONPATH"})
     kept = {k:v for k,v in env.items() if k not in gone}
-    return kept|dict(IPYTHONDIR=str(folder/"ipython"),TH_PACKAGE=str(Path(__file__).resolve().parent/"__init__.py"))
+    return kept|dict(IPYTHONDIR=str(folder/"ipython"),TH_PACKAGE=str(Path(talking_heads.__file__).resolve().parent/"__init__.py"))
 
 # %% ../nbs/commands.ipynb #m028
 def _manager(folder:Path, started:list):
@@ -315,7 +316,7 @@ def _end(process)->None:
 def _our_errors()->set:
     "Names of all errors of this package, those of modules included that are not imported here"
     found,ours = {},{"TalkingHeadsError"}
-    for f in Path(__file__).resolve().parent.rglob("*.py"):
+    for f in Path(talking_heads.__file__).resolve().parent.rglob("*.py"):
         found |= dict(re.findall(r"^class (\w+)\((.*)\):",f.read_text(encoding="utf-8"),re.MULTILINE))
     while more := {n for n,parents in found.items() if ours&set(re.findall(r"\w+",parents))}-ours: ours |= more
     return ours
