@@ -275,7 +275,8 @@ def _kernel_env(folder:Path, env:dict)->dict:
     "The environment of a kernel whose own files are in `folder`"
     gone = {"PYTHONSTARTUP"}|(set() if _path_needed() else {"PYTHONPATH"})
     kept = {k:v for k,v in env.items() if k not in gone}
-    return kept|dict(IPYTHONDIR=str(folder/"ipython"),TH_PACKAGE=str(Path(talking_heads.__file__).resolve().parent/"__init__.py"))
+    package = Path(talking_heads.__file__).resolve().parent/"__init__.py"
+    return kept|dict(IPYTHONDIR=str(folder/"ipython"),TH_PACKAGE=str(package))
 
 # %% ../nbs/commands.ipynb #m028
 def _manager(folder:Path, started:list):
