@@ -19,7 +19,7 @@ from .patching import *
 # %% ../../nbs/circuits/finding.ipynb #c084
 def repeated_tokens(model:TransformerBridge, # from `load_model`
                     n:int=16, # sequences
-                    length:int=24, # random tokens, each sequence shown twice in a row; fewer where the model reads no more
+                    length:int=24, # random tokens, shown twice in a row; fewer where the model reads no more
                     seed:int=0, # of the draw
                    )->Tensor: # (n pos) with pos = 2*length, plus one where the model uses BOS
     "Random tokens followed by the same tokens again"
@@ -28,11 +28,13 @@ def repeated_tokens(model:TransformerBridge, # from `load_model`
     ids = ids[~torch.isin(ids,special)]
     start = torch.full((n,int(bool(model.cfg.default_prepend_bos))), model.tokenizer.bos_token_id or 0)
     length = min(length,(model.cfg.n_ctx-start.shape[1])//2)
-    half = torch.stack([ids[torch.randperm(len(ids),generator=derive_generator(seed,"tokens",i))[:length]] for i in range(n)])
+    def draw(i): return ids[torch.randperm(len(ids),generator=derive_generator(seed,"tokens",i))[:length]]
+    half = torch.stack([draw(i) for i in range(n)])
     return torch.cat([start,half,half],1)
 
 # %% ../../nbs/circuits/finding.ipynb #c086
-_stripes = {"previous_token":get_previous_token_head_detection_pattern, "duplicate_token":get_duplicate_token_head_detection_pattern,
+_stripes = {"previous_token":get_previous_token_head_detection_pattern,
+            "duplicate_token":get_duplicate_token_head_detection_pattern,
             "induction":get_induction_head_detection_pattern}
 
 def _stripe_masks(tokens:Tensor)->Tensor: # (stripe batch pos pos)
@@ -67,7 +69,8 @@ def inhibition_score(attention:Tensor, # (... observer role) with roles IO, S1, 
 
 # %% ../../nbs/circuits/finding.ipynb #c090
 def _scored(x:Tensor, cls:str, seed:int, floor:float=0., also:Tensor|None=None, sign:int=1)->pd.DataFrame:
-    "Rows of one class: mean of `x` (n layer head) with its interval; called if the interval of `sign*x` lies above 0 and its mean above `floor`"
+    "Rows of one class: mean of `x` (n layer head) with its interval, and whether `sign*x` is called"
+    # Called: the interval of `sign*x` lies above 0 and its mean is at least `floor`
     low,high = bootstrap_ci(x.flatten(1).double(), dim=0, generator=derive_generator(seed,cls))
     mean,heads = x.double().mean(0),[Head(l,h) for l in range(x.shape[1]) for h in range(x.shape[2])]
     called = (sign*mean.flatten()>=floor)&((low if sign>0 else -high)>0)
