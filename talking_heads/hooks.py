@@ -107,7 +107,8 @@ def _probe(c:Checkpoint, hf)->Tensor: # (2 pos vocabulary), float32, on the CPU
     try: logits = hf(input_ids=_probe_tokens(hf),use_cache=False).logits.float().cpu()
     except Exception as e:
         raise ModelError(f"{c.name} loads, but transformers cannot run it ({type(e).__name__}: {e}).") from e
-    if not logits.isfinite().all(): return logits # of a type too narrow for the model: every readout says in which layer
+    # Not finite: the type is too narrow for the model, and every readout says in which layer
+    if not logits.isfinite().all(): return logits
     if logits.shape[1]>1 and _far(logits[0,:-1],logits[1,:-1],hf.dtype):
         raise ModelError(f"{c.name} looks ahead: what it says of a token depends on tokens after it. A "
             f"{type(hf).__name__} of this config does not predict the next token. Choose a causal language model.")
@@ -210,12 +211,15 @@ def check_device(device=None, # a torch device or its name; CUDA where there is 
     "The device to use"
     if device is None: return "cuda" if torch.cuda.is_available() else "cpu"
     try: kind = torch.device(device).type
-    except (RuntimeError,TypeError) as e: raise ModelError(f"{device!r} is no device. Write cpu, cuda or cuda:1.") from e
+    except (RuntimeError,TypeError) as e:
+        raise ModelError(f"{device!r} is no device. Write cpu, cuda or cuda:1.") from e
     if kind=="cuda" and not torch.cuda.is_available():
-        raise ModelError(f"Device {device!r} was asked for, but torch sees no CUDA device here. Leave `device` out to use the CPU.")
+        raise ModelError(f"Device {device!r} was asked for, but torch sees no CUDA device here. "
+            "Leave `device` out to use the CPU.")
     try: torch.empty(0,device=device)
     except (RuntimeError,AssertionError,NotImplementedError) as e:
-        raise ModelError(f"Device {device!r} cannot be used here ({str(e).splitlines()[0]}). Leave `device` out to use the CPU.") from e
+        raise ModelError(f"Device {device!r} cannot be used here ({str(e).splitlines()[0]}). "
+            "Leave `device` out to use the CPU.") from e
     return str(device)
 
 def _dtype(dtype)->torch.dtype:
@@ -375,9 +379,11 @@ class Readout:
                 "arise.")
 
 # %% ../nbs/01_hooks.ipynb #c022
-def last_logits_only(model)->dict:
+def last_logits_only(model:TransformerBridge, # from `load_model`
+                    )->dict: # keyword arguments of a forward pass; empty where the model has no such argument
     "The argument that makes transformers compute the last position's logits only, where it exists"
-    return {"logits_to_keep":1} if "logits_to_keep" in inspect.signature(model.original_model.forward).parameters else {}
+    known = inspect.signature(model.original_model.forward).parameters
+    return {"logits_to_keep":1} if "logits_to_keep" in known else {}
 
 def _post_norms(model)->dict[int,object]:
     "Layers whose attention output passes a norm before it is added (Gemma 2 and 3, OLMo 2), and that norm"
@@ -429,7 +435,9 @@ def readout(model:TransformerBridge, # from `load_model`
     return Readout(prompts, query, join("logits"), join("attention"), to, join("z"), scales)
 
 # %% ../nbs/01_hooks.ipynb #c027
-def one_role(prompts:Prompts, role)->tuple:
+def one_role(prompts:Prompts,
+             role, # the name of one role, alone or in a list
+            )->tuple: # raises `TaskError` for none or several
     "The role that is asked for, in a tuple of one"
     names = check_roles(prompts,role)
     if len(names)!=1: raise TaskError(f"One role is wanted here, not {len(names)}: {role!r}. Call once for each.")
@@ -447,7 +455,10 @@ def _read_group(model, tokens:Tensor, query:Tensor, keys:Tensor)->dict:
 _plural = {"logits":"logits", "attention":"attention weights", "z":"values that heads mix"}
 
 # %% ../nbs/01_hooks.ipynb #c047
-def joined_readouts(prompts:Prompts, parts:list, order:list)->Readout:
+def joined_readouts(prompts:Prompts, # all of them
+                    parts:list, # readouts, which together hold each prompt once
+                    order:list, # index in `prompts` of each row of the parts, one part after the other
+                   )->Readout:
     "Readouts of parts, put back in the order of `prompts`"
     back = torch.tensor(order).argsort()
     cat = lambda f: torch.cat([f(p) for p in parts])[back]
@@ -460,13 +471,17 @@ def choice_logits(r:Readout)->Tensor: # (batch 1+most), the answer first; -inf w
     "Logits of the answer and of the distractors"
     return choice_columns(r.logits,r.prompts.choice_ids)
 
-def choice_columns(logits:Tensor, ids:Tensor)->Tensor: # (batch d_vocab), (batch choice) with -1 for none
+def choice_columns(logits:Tensor, # (batch d_vocab)
+                   ids:Tensor, # (batch choice) token ids, -1 for none
+                  )->Tensor: # (batch choice), -inf where the id is -1
+    "Logits of some tokens of each prompt"
     return logits.gather(1,ids.clamp_min(0)).masked_fill(ids<0,-float("inf"))
 
 def logit_diff(r:Readout)->Tensor: # (batch) logits; raises `TaskError` for a prompt without distractors
     "Logit of the answer minus that of the strongest distractor"
     if alone := [p for p in r.prompts if not p.distractor_ids]:
-        raise TaskError(f"{alone[0].text!r} has no distractors, so its answer can be ahead of nothing. Give each prompt at least one.")
+        raise TaskError(f"{alone[0].text!r} has no distractors, so its answer can be ahead of nothing. "
+            "Give each prompt at least one.")
     c = choice_logits(r)
     return c[:,0]-c[:,1:].max(-1).values
 

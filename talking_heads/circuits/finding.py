@@ -18,7 +18,8 @@ from ..tasks.repeats import *
 from .patching import *
 
 # %% ../../nbs/circuits/finding.ipynb #c086
-_stripes = {"previous_token":get_previous_token_head_detection_pattern, "duplicate_token":get_duplicate_token_head_detection_pattern,
+_stripes = {"previous_token":get_previous_token_head_detection_pattern,
+            "duplicate_token":get_duplicate_token_head_detection_pattern,
             "induction":get_induction_head_detection_pattern}
 
 def _stripe_masks(tokens:Tensor)->Tensor: # (stripe batch pos pos)
@@ -53,7 +54,8 @@ def inhibition_score(attention:Tensor, # (... observer role) with roles IO, S1, 
 
 # %% ../../nbs/circuits/finding.ipynb #c090
 def _scored(x:Tensor, cls:str, seed:int, floor:float=0., also:Tensor|None=None, sign:int=1)->pd.DataFrame:
-    "Rows of one class: mean of `x` (n layer head) with its interval; called if the interval of `sign*x` lies above 0 and its mean above `floor`"
+    "Rows of one class: mean of `x` (n layer head) with its interval, and whether `sign*x` is called"
+    # Called: the interval of `sign*x` lies above 0 and its mean is at least `floor`
     low,high = bootstrap_ci(x.flatten(1).double(), dim=0, generator=derive_generator(seed,cls))
     mean,heads = x.double().mean(0),[Head(l,h) for l in range(x.shape[1]) for h in range(x.shape[2])]
     called = (sign*mean.flatten()>=floor)&((low if sign>0 else -high)>0)

@@ -39,7 +39,8 @@ def _lengthwise(prompts:Prompts)->Prompts:
     "`prompts`, or `TaskError` where they are no Laundry Lists of one length"
     sizes = {p.info.get("n_items") for p in prompts}
     if prompts.task=="laundry_list" and len(sizes)==1: return prompts
-    raise TaskError("Forecasts are about Laundry Lists, each batch of one length. Build them with forecast_lists or laundry_list.")
+    raise TaskError("Forecasts are about Laundry Lists, each batch of one length. "
+        "Build them with forecast_lists or laundry_list.")
 
 # %% ../../nbs/circuits/forecast.ipynb #c007b
 def forecast_frame(model, # from `load_model`
@@ -81,8 +82,9 @@ def other_heads(weights:AttentionWeights, # from `attention_weights`
     for l in sorted({h.layer for h in s.heads}):
         own = [h.head for h in s.heads if h.layer==l]
         free = [h for h in range(K) if h not in own]
-        if len(free)<len(own): raise HeadError(f"Layer {l} has {len(free)} heads besides the {len(own)} of the channel, too few for a control. "
-            "Leave some heads out.")
+        if len(free)<len(own):
+            raise HeadError(f"Layer {l} has {len(free)} heads besides the {len(own)} of the channel, "
+                "too few for a control. Leave some heads out.")
         to = {h:free[(i+turn)%len(free)] for i,h in enumerate(own)}
         names += [f"{l}.{to[h.head]}.{i}" for n in s.names for h,i in [parse_component(n)] if h.layer==l]
     return subspace(weights,names)
@@ -157,7 +159,8 @@ def _both_kinds(fail:Tensor, what:str):
     "Refuse labels of one kind"
     if not bool(fail.all()) and bool(fail.any()): return
     all_did = "fail" if len(fail) and bool(fail.all()) else "succeed"
-    raise TaskError(f"All {len(fail)} {what} prompts {all_did}, so there is nothing to tell apart. Choose other list lengths.")
+    raise TaskError(f"All {len(fail)} {what} prompts {all_did}, so there is nothing to tell apart. "
+        "Choose other list lengths.")
 
 # %% ../../nbs/circuits/forecast.ipynb #c017
 def _pairs(fail:Tensor, group)->Tensor: # (failed succeeded)

@@ -179,7 +179,7 @@ class Reruns:
 # %% ../../nbs/circuits/patching.ipynb #c055
 @patch
 def _copies(self:Reruns, n:int, start:int=0):
-    "A cache for `n` variants of each prompt, prompt by prompt, sharing memory where it can; layers before `start` stay single"
+    "A cache for `n` variants of each prompt, prompt by prompt; layers before `start` stay single and share memory"
     c = copy.copy(self.cache)
     c.layers = [copy.copy(l) for l in self.cache.layers]
     if n>1:
@@ -309,7 +309,8 @@ def _try(self:Reruns, tokens:Tensor):
     "Once for each model and length: END by the cache must be END of the whole prompt"
     known = _tried.setdefault(self.model,set())
     if tokens.shape[1] in known: return
-    def whole(hooks): return self.model.run_with_hooks(tokens[:1], fwd_hooks=hooks, **last_logits_only(self.model))[:,-1]
+    last = last_logits_only(self.model)
+    def whole(hooks): return self.model.run_with_hooks(tokens[:1], fwd_hooks=hooks, **last)[:,-1]
     want = check_finite(whole([]), self.model, "logits", whole)
     check_unchanged(self._pass([])[:1], want, "END alone")
     known.add(tokens.shape[1])
@@ -477,13 +478,15 @@ def path_patch(model:TransformerBridge, # from `load_model`
     order,parts = [],[]
     with split_inputs(model):
         for g in prompts.groups(16):
-            parts.append(_patch_group(model, prompts[g], choices[g], messages[g], senders, receivers, mode, role, observers, to))
+            one = prompts[g],choices[g],messages[g]
+            parts.append(_patch_group(model, *one, senders, receivers, mode, role, observers, to))
             order += g
     back = torch.tensor(order).argsort()
     return tuple(torch.cat(x)[back] for x in zip(*parts))
 
 # %% ../../nbs/circuits/patching.ipynb #c076
-def _patch_group(model, prompts, choices, messages, senders, receivers, mode, role, observers, to)->tuple[Tensor,Tensor]:
+def _patch_group(model, prompts, choices, messages, senders, receivers, mode, role, observers, to,
+                )->tuple[Tensor,Tensor]: # attention (batch sender observer role); logits (batch sender choice)
     "`path_patch` for prompts of one length: only END where both ends are there, else the whole prompt"
     n = len(senders)
     if role=="END" and mode=="Q": att,logits = _patch_end(model,prompts,messages,senders,receivers,observers,to)

@@ -46,10 +46,12 @@ def subspace(weights:AttentionWeights, # from `attention_weights`
         h,i = parse_component(n)
         by.setdefault(check_heads(h,weights.shape.n_layers,weights.shape.n_heads)[0],[]).append(i)
     if not by: raise HeadError("No component is named. Name at least one, such as 8.10.1.")
-    if twice := [f"{h}.{i}" for h,ix in by.items() for i in set(ix) if ix.count(i)>1]: raise HeadError(f"Component {twice[0]} is named twice.")
+    if twice := [f"{h}.{i}" for h,ix in by.items() for i in set(ix) if ix.count(i)>1]:
+        raise HeadError(f"Component {twice[0]} is named twice.")
     V = {h:components(weights,h.layer).Vh[h.head] for h in by}
     for h,i in by.items():
-        if max(i)>=len(V[h]): raise HeadError(f"Component {h}.{max(i)} does not exist: head {h} has components 0 to {len(V[h])-1}.")
+        if max(i)<len(V[h]): continue
+        raise HeadError(f"Component {h}.{max(i)} does not exist: head {h} has components 0 to {len(V[h])-1}.")
     heads = tuple(sorted(by))
     return Subspace(heads,tuple(V[h][by[h]] for h in heads),tuple(f"{h}.{i}" for h in heads for i in by[h]))
 
@@ -119,7 +121,8 @@ def _values_at_end(model, prompts:Prompts, s:Subspace, runs:list)->Tensor: # (ba
 def _items(prompts:Prompts)->tuple[int,Tensor]: # N, (batch N) token ids in list order
     "Lists of one length and their items"
     sizes = {p.info.get("n_items") for p in prompts}
-    if len(sizes)!=1 or None in sizes: raise TaskError("Steering needs Laundry List prompts of one length. Build them with laundry_list(n_items=...).")
+    if len(sizes)!=1 or None in sizes:
+        raise TaskError("Steering needs Laundry List prompts of one length. Build them with laundry_list(n_items=...).")
     ids = [dict(zip((p.answer,)+p.distractors,(p.answer_id,)+p.distractor_ids)) for p in prompts]
     return sizes.pop(),torch.tensor([[d[w] for w in p.info["items"].split(",")] for d,p in zip(ids,prompts)])
 
@@ -144,10 +147,13 @@ def steer(model, # from `load_model`
          )->pd.DataFrame: # one row per prompt and target: position target item named top1, and looked with observers
     "Set the coordinates at END to those of each target place, and say what came of it"
     N,ids = _items(prompts)
-    if values.shape!=(N,len(s)): raise EditError(f"Values have shape {tuple(values.shape)}; lists of {N} items in {len(s)} dimensions need {(N,len(s))}.")
-    v = run_variants(model,prompts,_setting(model,s,lambda g: values[None]),N,observers,tuple(f"item{i+1}" for i in range(N)),runs=runs)
+    if values.shape!=(N,len(s)):
+        raise EditError(f"Values have shape {tuple(values.shape)}; lists of {N} items in {len(s)} dimensions need {(N,len(s))}.")
+    roles = tuple(f"item{i+1}" for i in range(N))
+    v = run_variants(model,prompts,_setting(model,s,lambda g: values[None]),N,observers,roles,runs=runs)
     named = _in_list_order(v.choices,prompts).argmax(-1)
-    frame = pd.DataFrame([dict(prompt=b,position=p.info["position"],target=t+1) for b,p in enumerate(prompts) for t in range(N)])
+    def row(b,p,t): return dict(prompt=b,position=p.info["position"],target=t+1)
+    frame = pd.DataFrame([row(b,p,t) for b,p in enumerate(prompts) for t in range(N)])
     frame = frame.assign(item=(named+1).flatten().numpy())
     frame = frame.assign(named=(named==torch.arange(N)).flatten().numpy(),top1=(v.top==ids).flatten().numpy())
     return frame.assign(looked=(_looks(v.attention)==torch.arange(N)).flatten().numpy()) if len(observers) else frame
@@ -253,7 +259,10 @@ def choose_components(model, # from `load_model`
                      )->list[str]: # by falling spread of the fitted coordinates, head by head
     "The components that a fit of whole heads uses most"
     heads = check_heads(heads,weights.shape.n_layers,weights.shape.n_heads)
-    names = [f"{h}.{i}" for h in sorted(heads) for i in range(int((components(weights,h.layer).S[h.head]>1e-6*components(weights,h.layer).S[h.head,0]).sum()))]
+    def rank(h):
+        S = components(weights,h.layer).S[h.head]
+        return int((S>1e-6*S[0]).sum())
+    names = [f"{h}.{i}" for h in sorted(heads) for i in range(rank(h))]
     whole = subspace(weights,names)
     spread = dict(zip(whole.names,fit_gradient(model,prompts,whole,**kw).std(0).tolist()))
     pick = lambda h: sorted((n for n in names if parse_component(n)[0]==h),key=lambda n:-spread[n])[:k]
@@ -266,12 +275,13 @@ def attention_response(model, # from `load_model`
                        observers, # movers
                        runs:list|None=None, # from `prefixes` of the same prompts
                       )->tuple[Tensor,Tensor]: # reaction (k observer N) per unit, and the unit (k)
-    "Mean change of the observers' attention scores to the items, less their mean over items, as each coordinate grows by one unit from its mean"
+    "Mean change of the observers' centred scores to the items as each coordinate grows by one unit around its mean"
     c = natural(model,prompts,s,runs)
     unit,(N,_) = c.std(0).clamp_min(1e-6),_items(prompts)
     values = c.mean(0)+torch.cat([torch.diag(unit),-torch.diag(unit)])/2
     roles = tuple(f"item{i+1}" for i in range(N))
-    v = run_variants(model,prompts,_setting(model,s,lambda g: values[None]),len(values),observers,roles,logits=False,runs=runs)
+    set_to = _setting(model,s,lambda g: values[None])
+    v = run_variants(model,prompts,set_to,len(values),observers,roles,logits=False,runs=runs)
     score = v.attention.clamp_min(1e-9).log() # softmax scores up to a constant, which the next line removes
     score = score-score.mean(-1,keepdim=True)
     return (score[:,:len(s)]-score[:,len(s):]).mean(0),unit
@@ -302,7 +312,7 @@ def subspace_map(model, # from `load_model`
                  s:Subspace, # of one to three dimensions
                  points:int=11, # per dimension
                  reach:float=3., # half width of the grid, in units of the distance between natural extremes
-                )->pd.DataFrame: # one row per point and place: x0 x1 .. place share, and `most` for the place named most often
+                )->pd.DataFrame: # one row per point and place: x0 x1 .. place share most (is it the place named most often?)
     "Which place the model names at each point of a grid"
     if len(s)>3: raise EditError(f"A map of {len(s)} dimensions cannot be drawn. Give a subspace of one to three.")
     N,_ = _items(prompts)
