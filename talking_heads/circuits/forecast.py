@@ -265,7 +265,8 @@ def shuffled_auroc(train:pd.DataFrame, test:pd.DataFrame,
     for _ in range(times):
         z = y.clone()
         for ix in map(list,same_length): z[ix] = y[ix][torch.randperm(len(ix),generator=g)]
-        out.append(auroc(fit_forecaster(train,columns,fail=z,**kw)(test),torch.tensor(test.fail.to_numpy(bool)),_cells(test)))
+        risk = fit_forecaster(train,columns,fail=z,**kw)(test)
+        out.append(auroc(risk,torch.tensor(test.fail.to_numpy(bool)),_cells(test)))
     return torch.tensor(out)
 
 # %% ../../nbs/circuits/forecast.ipynb #c030
@@ -279,7 +280,8 @@ def worst_cells(train:pd.DataFrame, test:pd.DataFrame,
                 k:int=5, # cells
                )->pd.DataFrame: # n_items, position, failure, low, high, n
     "The lengths and places that fail most on training prompts, measured on test prompts"
-    first = failures(train).sort_values(["failure","n_items","position"],ascending=[False,True,True]).head(k)[["n_items","position"]]
+    falling = failures(train).sort_values(["failure","n_items","position"],ascending=[False,True,True])
+    first = falling.head(k)[["n_items","position"]]
     return first.merge(failures(test),on=["n_items","position"],how="inner")
 
 # %% ../../nbs/circuits/forecast.ipynb #c031
@@ -305,7 +307,8 @@ class Forecast:
     gain:dict # AUROC of both minus confidence alone, over pairs of the same template and length
     shuffled:Tensor # (times) the null
     scores:dict # forecaster to risk of each test prompt
-    def __repr__(self): return f"Forecast from {len(self.names)} coordinates, trained on {len(self.train)} prompts, judged on {len(self.test)}"
+    def __repr__(self):
+        return f"Forecast from {len(self.names)} coordinates, trained on {len(self.train)} prompts, judged on {len(self.test)}"
     def _repr_html_(self): return self.table.round(3)._repr_html_()
 
 # %% ../../nbs/circuits/forecast.ipynb #c034
@@ -316,7 +319,8 @@ def judged(names, # components of the channel
           )->Forecast:
     "A `Forecast` from frames"
     names,control = list(names),list(control)
-    columns = {"length alone":[],"confidence":list(confidence),"channel":names,"both":names+list(confidence),"other heads":control}
+    sure = list(confidence)
+    columns = {"length alone":[],"confidence":sure,"channel":names,"both":names+sure,"other heads":control}
     table,scores = score_forecasters(train,test,columns,seed)
     fail = torch.tensor(test.fail.to_numpy(bool))
     gain = auroc_gain(scores["confidence"],scores["both"],fail,_cells(test),seed)
@@ -344,7 +348,8 @@ def forecast_results(f:Forecast,
     row = f.table[f.table.pairs!="all"].set_index("forecaster")
     out = dict(n=len(f.test))
     for key,name in (("auroc","channel"),("confidence","confidence"),("both","both"),("other_heads","other heads")):
-        out |= {key:float(row["mean"][name]),"ci" if key=="auroc" else f"{key}_ci":[float(row.low[name]),float(row.high[name])]}
+        ci = "ci" if key=="auroc" else f"{key}_ci"
+        out |= {key:float(row["mean"][name]),ci:[float(row.low[name]),float(row.high[name])]}
     out |= dict(shuffled=float(f.shuffled.mean()),base_rate=float(f.test.fail.mean()))
     out |= dict(longest=[dict(accuracy=a,n_items=longest_list(f.test,a)) for a in accuracies])
     whole,worst = ("n_items","position","n"),worst_cells(f.train,f.test).to_dict("records")
@@ -373,7 +378,9 @@ def forecast_study(model, # SmolLM2 from `load_model`
     old = pd.read_parquet(path) if Path(path).is_file() else pd.DataFrame()
     rows = old if {k:old.attrs.get(k) for k in info}==info else pd.DataFrame(dict(use=[],template=[]))
     seen = tuple(t for t in list_templates if t not in held_out)
-    for use,t,s in [("train",t,seed+400) for t in seen]+[("test",t,seed+500) for t in seen]+[("held-out",t,seed+500) for t in held_out]:
+    draws = [("train",t,seed+400) for t in seen]+[("test",t,seed+500) for t in seen]
+    draws += [("held-out",t,seed+500) for t in held_out]
+    for use,t,s in draws:
         if ((rows.use==use)&(rows.template==t)).any(): continue
         new = forecast_frame(model,forecast_lists(model,(t,),sizes,n,s),spaces).assign(use=use)
         rows = pd.concat([rows,new],ignore_index=True) if len(rows) else new

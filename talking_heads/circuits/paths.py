@@ -26,14 +26,17 @@ def path_effects(model, # from `load_model`
     "Effect of each sender on each reader's inhibition score, through the reader's query alone"
     readers = check_heads(readers,model.cfg.n_layers,model.cfg.n_heads)
     layer = one_layer(readers)
-    senders = check_heads(senders,model.cfg.n_layers,model.cfg.n_heads) if senders else [Head(l,h) for l in range(layer) for h in range(model.cfg.n_heads)]
+    if senders: senders = check_heads(senders,model.cfg.n_layers,model.cfg.n_heads)
+    else: senders = [Head(l,h) for l in range(layer) for h in range(model.cfg.n_heads)]
     prompts = ioi(**task_args(model),n=n,seed=seed)
     score = lambda a: a[...,0]-a[...,1]-a[...,2] # of each reader
     clean = score(readout(model,prompts).attention[:,[r.layer for r in readers],[r.head for r in readers]])
     patched,_ = path_patch(model,prompts,corrupt(prompts,"abc"),senders,readers,"Q")
     fall = clean[:,None]-score(patched) # (batch sender reader)
-    rows = [dict(src=str(s),dst=str(r))|{("effect" if k=="mean" else k):v for k,v in interval(fall[:,i,j]).items()} for i,s in enumerate(senders) for j,r in enumerate(readers)]
-    return pd.DataFrame(rows)
+    rows = []
+    for i,s in enumerate(senders):
+        for j,r in enumerate(readers): rows.append(dict(src=str(s),dst=str(r))|interval(fall[:,i,j]))
+    return pd.DataFrame(rows).rename(columns={"mean":"effect"})
 
 # %% ../../nbs/circuits/paths.ipynb #c006
 _table = Path(str(files("talking_heads")/"models"/"smollm2_paths.json"))
@@ -45,8 +48,9 @@ def store_paths(model, # SmolLM2 from `load_model`
     "Compute the table anew and write it into the package"
     f = path_effects(model,readers,n=n)
     rows = f.round(5).to_dict("list")
-    return write_json(dict(what="fall of the mover's inhibition score when its query alone gets the sender's output at END from an abc partner",
-        sha256=model.checkpoint.sha256,n=n,seed=0,versions=versions(),rows=rows),_table)
+    what = ("fall of the mover's inhibition score when its query alone gets "
+        "the sender's output at END from an abc partner")
+    return write_json(dict(what=what,sha256=model.checkpoint.sha256,n=n,seed=0,versions=versions(),rows=rows),_table)
 
 def stored_paths()->pd.DataFrame: # one row per path: src dst effect low high n
     "The table in the package"

@@ -125,7 +125,8 @@ def head_components(weights:AttentionWeights, # from `attention_weights`
     heads = check_heads(heads,weights.shape.n_layers,weights.shape.n_heads)
     c = components(weights,one_layer(heads))
     rank = lambda h: int((c.S[h.head]>1e-6*c.S[h.head,0]).sum())
-    return [f"{h}.{i}" for h in heads for i in range(rank(h))],[(h,c.Vh[h.head,i]) for h in heads for i in range(rank(h))]
+    each = [(h,i) for h in heads for i in range(rank(h))]
+    return [f"{h}.{i}" for h,i in each],[(h,c.Vh[h.head,i]) for h,i in each]
 
 # %% ../../nbs/circuits/removal.ipynb #c019
 def falls(v:Variants, # of IOI prompts, the last variant intact
@@ -136,7 +137,8 @@ def falls(v:Variants, # of IOI prompts, the last variant intact
     d = (v.choices[...,0]-v.choices[...,1:].amax(-1)).double() if v.choices.shape[-1] else None
     for j,name in enumerate(names):
         i = interval(s[:,-1]-s[:,j])
-        row = dict(name=name,score=float(s[:,j].mean()),fall=i["mean"],relative=i["mean"]/float(s[:,-1].mean()),low=i["low"],high=i["high"],n=i["n"])
+        relative = i["mean"]/float(s[:,-1].mean())
+        row = dict(name=name,score=float(s[:,j].mean()),fall=i["mean"],relative=relative,low=i["low"],high=i["high"],n=i["n"])
         if d is not None:
             k = interval(d[:,-1]-d[:,j])
             row |= dict(logit_diff=float(d[:,j].mean()),ld_fall=k["mean"],ld_low=k["low"],ld_high=k["high"])

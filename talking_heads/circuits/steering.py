@@ -342,7 +342,9 @@ def _arms(weights, names3:list, names8:list, n_items:int)->dict: # arm to subspa
     few,many = subspace(weights,names3),subspace(weights,names8)
     arms = {"3 chosen":few,"8 chosen":many}
     if n_items in (3,5,8): arms |= {"3 random":random_subspace(weights,few),"8 random":random_subspace(weights,many)}
-    if n_items==5: arms["all of both heads"] = subspace(weights,[f"{h}.{i}" for h in many.heads for i in range(weights.shape.rank)]) # a ceiling
+    if n_items==5: # a ceiling
+        whole = [f"{h}.{i}" for h in many.heads for i in range(weights.shape.rank)]
+        arms["all of both heads"] = subspace(weights,whole)
     return arms
 
 # %% ../../nbs/circuits/steering.ipynb #c031
@@ -354,14 +356,19 @@ def _tests(model, n_items:int, n:int, seed:int)->dict: # template to (prompts, p
 
 def _study_rows(model, weights, names3, names8, n_items, info:dict, done:set)->list:
     "Fit and judge the arms of one list length that are not done yet"
-    arms = [(a,s,how) for a,s in _arms(weights,names3,names8,n_items).items() for how in ("gradient","attention") if how=="gradient" or "chosen" in a]
+    spaces = _arms(weights,names3,names8,n_items)
+    arms = [(a,s,how) for a,s in spaces.items() for how in ("gradient","attention")]
+    arms = [x for x in arms if x[2]=="gradient" or "chosen" in x[0]]
     arms = [x for x in arms if (n_items,x[0],x[2]) not in done]
     if not arms: return []
     seed,movers = info["seed"],info["movers"]
-    train,tests,rows = laundry_list(**task_args(model),n_items=n_items,n=info["n_train"],seed=seed+100),_tests(model,n_items,info["n"],seed+1),[]
+    train = laundry_list(**task_args(model),n_items=n_items,n=info["n_train"],seed=seed+100)
+    tests = _tests(model,n_items,info["n"],seed+1)
+    rows = []
     runs = prefixes(model,train,16)
     for arm,s,how in arms:
-        values = fit_gradient(model,train,s,info["steps"],runs=runs,seed=seed) if how=="gradient" else fit_attention(model,train,s,movers,runs=runs)
+        if how=="gradient": values = fit_gradient(model,train,s,info["steps"],runs=runs,seed=seed)
+        else: values = fit_attention(model,train,s,movers,runs=runs)
         about = dict(n_items=n_items,arm=arm,fit=how,names=list(s.names),values=values.tolist())
         rows += [about|dict(template=t)|steering_scores(steer(model,p,s,values,movers,r)) for t,(p,r) in tests.items()]
     return rows
@@ -385,7 +392,8 @@ def steering_study(model, # SmolLM2 from `load_model`
                   )->Path:
     "Compute the stored table; what an interrupted run finished is kept"
     weights = attention_weights(model,"folded")
-    info = dict(sha256=model.checkpoint.sha256,heads=list(map(str,heads)),movers=list(map(str,movers)),n=n,n_train=n_train,steps=steps,seed=seed)
+    info = dict(sha256=model.checkpoint.sha256,heads=list(map(str,heads)),movers=list(map(str,movers)),
+        n=n,n_train=n_train,steps=steps,seed=seed)
     old,train = _begun(path,info),laundry_list(**task_args(model),n_items=5,n=n_train,seed=seed+100)
     chosen = old.get("chosen") or choose_components(model,weights,train,heads,4,steps=steps//2,seed=seed)
     few,rows = [c for c in chosen if parse_component(c)[0]==parse_head(heads[0])][:3],old.get("rows",[])
