@@ -71,7 +71,7 @@ def private_imports(cell):
     ours = [n for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").partition(".")[0] == PACKAGE]
     for n in ours:
         for a in n.names:
-            if a.name.startswith("_"): yield f"imports the private name {a.name} of {n.module}"
+            if a.name.startswith("_") and not a.name.startswith("__"): yield f"imports the private name {a.name} of {n.module}"
     modules = {a.asname or a.name for n in ours for a in n.names}
     for n in nodes:
         is_attribute = isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
@@ -141,13 +141,14 @@ def names(package):
             seen[name] = file
 
 CELL_RULES = (width, height, statements, private_imports)
+FIRM_RULES = height, private_imports # in force everywhere
 PACKAGE_RULES = (upward, names)
 
-def notebook_problems(cells):
-    "What the rules say against a parsed notebook, cell by cell and then as a whole"
+def notebook_problems(cells, rules=None):
+    "What the rules say against a parsed notebook, cell by cell and then as a whole; or only what some cell rules say"
     for i, c in enumerate(cells):
-        yield from (f"cell {i} ({c.id}): {o}" for rule in CELL_RULES for o in rule(c))
-    yield from unseen(cells)
+        yield from (f"cell {i} ({c.id}): {o}" for rule in rules or CELL_RULES for o in rule(c))
+    if rules is None: yield from unseen(cells)
 
 def package_problems(package):
     "What the rules say against the exported package"
