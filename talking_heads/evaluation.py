@@ -21,7 +21,10 @@ def _exact(x:Tensor)->tuple[Tensor,Tensor]: # (... n) booleans
     "Clopper-Pearson; each count is solved once"
     n,k = x.shape[-1],x.sum(-1)
     ends = {j:success_rate_ci([True]*j+[False]*(n-j)) for j in k.unique().tolist()}
-    return tuple(torch.tensor([getattr(ends[j],side) for j in k.flatten().tolist()],dtype=torch.float64).view(k.shape) for side in ("ci_low","ci_high"))
+    counts = k.flatten().tolist()
+    low = torch.tensor([ends[j].ci_low for j in counts],dtype=torch.float64)
+    high = torch.tensor([ends[j].ci_high for j in counts],dtype=torch.float64)
+    return low.view(k.shape),high.view(k.shape)
 
 def _wilson(x:Tensor)->tuple[Tensor,Tensor]: # (... n) booleans
     "Wilson's score interval"
@@ -112,11 +115,28 @@ def _labels(x)->pd.Series: # a list of tensors would count each of them as a lab
 def _codes(clusters, n:int)->Tensor: # (n) from 0
     "Clusters as numbers"
     codes = torch.tensor(pd.factorize(_labels(clusters))[0])
-    if len(codes)!=n or (codes<0).any(): raise TaskError(f"{len(codes)} cluster labels, some of them perhaps missing, for {n} values. Give one to each.")
-    if codes.max()<1: raise TaskError("All values belong to one cluster, and one cluster says nothing about others. Leave clusters out, or measure more templates.")
+    if len(codes)!=n or (codes<0).any():
+        raise TaskError(f"{len(codes)} cluster labels, some of them perhaps missing, for {n} values. Give one to each.")
+    if codes.max()<1:
+        raise TaskError("All values belong to one cluster, and one cluster says nothing about others. "
+            "Leave clusters out, or measure more templates.")
     return codes
 
 # %% ../nbs/05_evaluation.ipynb #c017
+def _default_kind(rate:bool, clustered:bool)->str:
+    "The kind of interval where none is asked for"
+    if clustered: return "t"
+    return "exact" if rate else "percentile"
+
+def _check_kind(how:str, n:int, rate:bool, clustered:bool):
+    "`TaskError` for a kind of interval that these samples cannot have"
+    if clustered and how not in ("t","percentile"):
+        raise TaskError(f"No interval {how!r} over clusters. Choose t or percentile.")
+    if how not in interval_kinds: raise TaskError(f"No interval {how!r}. Choose {', '.join(interval_kinds)}.")
+    if how in ("exact","wilson") and not rate:
+        raise TaskError(f"The {how} interval is for booleans. Choose percentile, studentised or t for floats.")
+    least = 2 if how in ("t","studentised") else 1
+    if n<least: raise TaskError(f"{n} values are too few for the {how} interval.")
 def bounds(x:Tensor, # (... n) samples, floats or booleans
            how:str|None=None, # one of `interval_kinds`; None: exact for booleans, percentile for floats, t for clusters
            seed:int=0, # of a bootstrap
@@ -124,12 +144,10 @@ def bounds(x:Tensor, # (... n) samples, floats or booleans
           )->tuple[Tensor,Tensor]: # low and high (...)
     "Ends of the 95% intervals of many means at once"
     x,rate = x.cpu(),x.dtype==torch.bool
-    how = how or ("t" if clusters is not None else "exact" if rate else "percentile")
-    if how not in interval_kinds or (clusters is not None and how not in ("t","percentile")): raise TaskError(f"No interval {how!r}"
-        f"{' over clusters' if clusters is not None else ''}. Choose {'t or percentile' if clusters is not None else ', '.join(interval_kinds)}.")
-    if how in ("exact","wilson") and not rate: raise TaskError(f"The {how} interval is for booleans. Choose percentile, studentised or t for floats.")
-    if x.shape[-1]<1 or (how in ("t","studentised") and x.shape[-1]<2): raise TaskError(f"{x.shape[-1]} values are too few for the {how} interval.")
-    return _rate_bounds(x,*_ends(x,how,seed,clusters),clusters) if rate else _ends(x,how,seed,clusters)
+    how = how or _default_kind(rate,clusters is not None)
+    _check_kind(how,x.shape[-1],rate,clusters is not None)
+    low,high = _ends(x,how,seed,clusters)
+    return _rate_bounds(x,low,high,clusters) if rate else (low,high)
 
 # %% ../nbs/05_evaluation.ipynb #c018
 def _ends(x, how, seed, clusters):
@@ -151,7 +169,7 @@ def _rate_bounds(x, low, high, clusters):
 def interval(x:Tensor, # (n) floats, or booleans for a rate
              seed:int=0, # of the bootstrap; exact intervals need none
              clusters=None, # (n) labels such as templates: the interval is then over clusters
-             how:str|None=None, # one of `interval_kinds`; None: exact for booleans, percentile for floats, t for clusters
+             how:str|None=None, # one of `interval_kinds`; None chooses as `bounds` does
             )->dict: # mean, low, high, n, and with clusters their number
     "Mean of `x` with its 95% interval"
     x = torch.as_tensor(x).cpu()
@@ -195,8 +213,10 @@ def paired(a:Tensor, # (n) one condition: scores, or booleans
           )->dict: # mean low high of b-a, n, p, and with clusters their number
     "Difference of two conditions on the same prompts, with its 95% interval and the p value of sign flips"
     a,b = torch.as_tensor(a).cpu(),torch.as_tensor(b).cpu()
-    if a.shape!=b.shape or a.dtype!=b.dtype or a.ndim!=1: raise TaskError(f"Paired conditions need one value each per prompt, of one kind; these have "
-        f"shapes {tuple(a.shape)} and {tuple(b.shape)}, types {a.dtype} and {b.dtype}.")
+    alike = a.shape==b.shape and a.dtype==b.dtype
+    if not alike or a.ndim!=1:
+        raise TaskError("Paired conditions need one value each per prompt, of one kind; these have "
+            f"shapes {tuple(a.shape)} and {tuple(b.shape)}, types {a.dtype} and {b.dtype}.")
     (low,high),d = paired_bounds(a,b,seed,clusters),b.double()-a.double()
     out = dict(mean=float(d.mean()),low=float(low),high=float(high),n=len(d))
     if clusters is None: return out|dict(p=_flip_p(d,seed))
@@ -208,8 +228,10 @@ def explained(x:Tensor, # (n) a coordinate
               labels, # (n) one label per prompt
              )->float: # at most 1; around 0, or a little below, where labels say nothing
     "Part of a variance that labels explain, adjusted for their number (epsilon squared)"
-    g = pd.Series(x.double().numpy()).groupby(_labels(labels))
-    within,total = float(g.apply(lambda s: ((s-s.mean())**2).sum()).sum()),float(((x.double()-x.double().mean())**2).sum())
+    x = x.double()
+    g = pd.Series(x.numpy()).groupby(_labels(labels))
+    within = float(g.apply(lambda s: ((s-s.mean())**2).sum()).sum())
+    total = float(((x-x.mean())**2).sum())
     return 1-(within/max(1,len(x)-g.ngroups))/(total/(len(x)-1)) if total else 0.
 
 # %% ../nbs/05_evaluation.ipynb #c026
@@ -234,25 +256,43 @@ def _made_up(g:torch.Generator, S:int, n:int)->dict: # name to (samples (S n), t
 def _made_up_templates(g, S:int, n:int, G:int)->dict: # kind to (samples (S n), truth, labels (n))
     "Prompts of `G` templates; templates differ as much as prompts of one template do"
     labels,own = torch.arange(n)%G,torch.randn(S,G,generator=g).double()
-    scores,rates = own[:,labels]+torch.randn(S,n,generator=g).double()+1,torch.rand(S,n,generator=g)<own[:,labels].sigmoid()
+    scores = own[:,labels]+torch.randn(S,n,generator=g).double()+1
+    rates = torch.rand(S,n,generator=g)<own[:,labels].sigmoid()
     return {"templates":(scores,1.,labels.tolist()),"templates, rate 0.5":(rates,.5,labels.tolist())}
 
 # %% ../nbs/05_evaluation.ipynb #c032
 def _covered(low, high, truth:float)->Tensor: return (low<=truth+1e-12)&(truth<=high+1e-12)
 
-def _one_batch(g, S:int, n:int, seed:int)->list: # rows: kind, data, how, clusters, and which samples were covered
-    "All kinds of intervals on one batch of samples"
+def _kind(name:str, rate:bool)->str:
+    "What a made-up population stands for"
+    if rate: return "rate"
+    return "paired difference" if name=="rare changes" else "mean"
+
+def _means_batch(g, S:int, n:int, seed:int)->list: # rows as `_one_batch`
+    "Intervals of independent prompts"
     rows = []
     for name,(x,truth) in _made_up(g,S,n).items():
-        kind = "rate" if x.dtype==torch.bool else "paired difference" if name=="rare changes" else "mean"
-        for how in ("exact","wilson") if kind=="rate" else ("percentile","studentised","t"): rows.append((kind,name,how,0,_covered(*bounds(x,how,seed),truth)))
+        rate = x.dtype==torch.bool
+        hows = ("exact","wilson") if rate else ("percentile","studentised","t")
+        for how in hows: rows.append((_kind(name,rate),name,how,0,_covered(*bounds(x,how,seed),truth)))
     u = torch.rand(S,n,generator=g) # one in seven is won, one in twenty lost
-    rows.append(("paired difference","accuracy","two by two",0,_covered(*paired_bounds((u<.05)|(u>.5),u>.35,seed),.65-.55)))
+    low,high = paired_bounds((u<.05)|(u>.5),u>.35,seed)
+    return rows+[("paired difference","accuracy","two by two",0,_covered(low,high,.65-.55))]
+
+def _templates_batch(g, S:int, n:int, seed:int)->list: # rows as `_one_batch`
+    "Intervals of prompts that share templates"
+    rows = []
+    def add(name, how, G, truth, ends): rows.append(("over templates",f"{G} {name}",how,G,_covered(*ends,truth)))
     for G in (2,5,15):
         for name,(x,truth,labels) in _made_up_templates(g,S,n,G).items():
-            rows.append(("over templates",f"{G} {name}","over prompts",G,_covered(*bounds(x,None,seed),truth)))
-            rows += [("over templates",f"{G} {name}",f"{how} over templates",G,_covered(*bounds(x,how,seed,labels),truth)) for how in ("percentile","t")]
+            add(name,"over prompts",G,truth,bounds(x,None,seed))
+            for how in ("percentile","t"): add(name,f"{how} over templates",G,truth,bounds(x,how,seed,labels))
     return rows
+
+# %% ../nbs/05_evaluation.ipynb #c032b
+def _one_batch(g, S:int, n:int, seed:int)->list: # rows: kind, data, how, clusters, and which samples were covered
+    "All kinds of intervals on one batch of samples"
+    return _means_batch(g,S,n,seed)+_templates_batch(g,S,n,seed)
 
 # %% ../nbs/05_evaluation.ipynb #c033
 def coverage_study(sizes=(60,200), # prompts per sample
@@ -263,7 +303,10 @@ def coverage_study(sizes=(60,200), # prompts per sample
     g,rows = torch.Generator().manual_seed(seed),[]
     for size in sizes:
         batches = [_one_batch(g,min(250,times-i),size,seed+i) for i in progress(range(0,times,250),"simulating")]
-        rows += [dict(kind=k,data=d,how=h,clusters=c,size=size)|interval(torch.cat(hit)) for (k,d,h,c,_),hit in zip(batches[0],zip(*([r[-1] for r in b] for b in batches)))]
+        for same in zip(*batches): # one kind of interval, batch by batch
+            kind,data,how,clusters,_ = same[0]
+            covered = torch.cat([row[-1] for row in same])
+            rows.append(dict(kind=kind,data=data,how=how,clusters=clusters,size=size)|interval(covered))
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_evaluation.ipynb #c039
@@ -282,15 +325,18 @@ def summarise(df:pd.DataFrame, # one row per prompt
     "Group means with intervals"
     by = [by] if isinstance(by,str) else list(by)
     groups = df.groupby(by, sort=True) if by else [((),df)]
-    rows = [dict(zip(by,k)) | interval(torch.tensor(g[value].to_numpy()),seed,None if clusters is None else g[clusters].tolist()) for k,g in groups]
-    return pd.DataFrame(rows)
+    def row(key, group):
+        labels = None if clusters is None else group[clusters].tolist()
+        return dict(zip(by,key)) | interval(torch.tensor(group[value].to_numpy()),seed,labels)
+    return pd.DataFrame([row(key,group) for key,group in groups])
 
 # %% ../nbs/05_evaluation.ipynb #c047
 def list_scores(df:pd.DataFrame, # `prompt_scores` of Laundry List prompts
                 by=("template","split","n_items"), # groups
                )->pd.DataFrame: # both measures stacked, with `measure` and `chance`
     "Laundry List accuracy among the items and over the vocabulary"
-    parts = [summarise(df,value,by).assign(measure=name) for value,name in (("correct","among the items"),("top1","over the vocabulary"))]
+    measures = {"correct":"among the items","top1":"over the vocabulary"}
+    parts = [summarise(df,value,by).assign(measure=name) for value,name in measures.items()]
     out = pd.concat(parts, ignore_index=True)
     return out.assign(chance=[1/n if m=="among the items" else 0. for n,m in zip(out.n_items,out.measure)])
 

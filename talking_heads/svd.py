@@ -305,7 +305,10 @@ def _check_finite(w:LayerWeights, l:int):
     "Name the layer and head of the first NaN or infinity"
     for name in ("W_Q","W_K","W_V","W_O"):
         bad = ~getattr(w,name).flatten(1).isfinite().all(-1)
-        if bad.any(): raise CheckpointError(f"{name} of head {Head(l,int(bad.nonzero()[0]))} has NaN or infinite values. Fetch or save the checkpoint again.")
+        if bad.any():
+            head = Head(l,int(bad.nonzero()[0]))
+            raise CheckpointError(f"{name} of head {head} has NaN or infinite values. "
+                "Fetch or save the checkpoint again.")
 
 # %% ../nbs/02_svd.ipynb #c025
 class _BridgeTensors:
@@ -319,13 +322,17 @@ class _BridgeTensors:
     def sha256(self)->str: # of the weights as they are now, so that an edited model is not taken for its checkpoint
         h = hashlib.sha256()
         for b in self.blocks:
-            for n in ("W_Q","W_K","W_V","W_O"): h.update(getattr(b.attn,n).detach().float().cpu().contiguous().numpy().tobytes())
+            for n in ("W_Q","W_K","W_V","W_O"): h.update(self._own(b.attn,n).contiguous().numpy().tobytes())
         return h.hexdigest()
+    @staticmethod
+    def _own(attn, name): return getattr(attn,name).detach().float().cpu()
+    def _bias(self, attn, name, like): # like: (head d_model d_head) the weight that the bias belongs to
+        own = getattr(attn,name,None)
+        return torch.zeros(like.shape[::2]) if own is None else own.detach().float().cpu().view(-1,like.shape[-1])
     def layer(self, l)->LayerWeights:
         attn = self.blocks[l].attn
-        W = [getattr(attn,n).detach().float().cpu() for n in ("W_Q","W_K","W_V","W_O")]
-        zeros = lambda n: torch.zeros(W["QKV".index(n)].shape[::2])
-        b = [zeros(n) if (x:=getattr(attn,f"b_{n}",None)) is None else x.detach().float().cpu().view(-1,W[0].shape[-1]) for n in "QKV"]
+        W = [self._own(attn,n) for n in ("W_Q","W_K","W_V","W_O")]
+        b = [self._bias(attn,f"b_{n}",w) for n,w in zip("QKV",W)]
         b_O = getattr(attn,"b_O",None)
         return LayerWeights(*W, *b, torch.zeros(W[3].shape[-1]) if b_O is None else b_O.detach().float().cpu())
 

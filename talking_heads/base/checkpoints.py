@@ -593,14 +593,15 @@ def _toy(name:str)->Checkpoint:
 # %% ../../nbs/base/checkpoints.ipynb #c031
 known_names = ["smollm2",*toys,"gpt2","gpt2-medium","gpt2-large","gpt2-xl","distilgpt2","openai-community/gpt2",
     *(f"EleutherAI/pythia-{s}" for s in "14m 70m 160m 410m 1b 1.4b 2.8b 6.9b 12b".split()),
-    "HuggingFaceTB/SmolLM2-135M","HuggingFaceTB/SmolLM2-360M","HuggingFaceTB/SmolLM2-1.7B","meta-llama/Llama-3.2-1B","meta-llama/Llama-3.1-8B",
-    "Qwen/Qwen2.5-0.5B","Qwen/Qwen3-0.6B","google/gemma-2-2b","google/gemma-3-1b-pt","mistralai/Mistral-7B-v0.1","allenai/OLMo-2-0425-1B"]
+    *(f"HuggingFaceTB/SmolLM2-{s}" for s in "135M 360M 1.7B".split()),
+    "meta-llama/Llama-3.2-1B","meta-llama/Llama-3.1-8B","Qwen/Qwen2.5-0.5B","Qwen/Qwen3-0.6B",
+    "google/gemma-2-2b","google/gemma-3-1b-pt","mistralai/Mistral-7B-v0.1","allenai/OLMo-2-0425-1B"]
 
 def _unknown(name:str)->ModelError:
     "The error for a name that means nothing here, with the nearest names that do"
     near = difflib.get_close_matches(name.lower(), known_names, n=3, cutoff=.5) or known_names[:3]
-    return ModelError(f"{name!r} is neither a model this package knows, nor a folder here, nor a Hugging Face id (owner/name). "
-        f"Nearest: {', '.join(near)}.")
+    return ModelError(f"{name!r} is neither a model this package knows, nor a folder here, "
+        f"nor a Hugging Face id (owner/name). Nearest: {', '.join(near)}.")
 
 # %% ../../nbs/base/checkpoints.ipynb #c034
 def _cached(name:str, revision:str|None)->Path|None:

@@ -80,7 +80,8 @@ def check_heads(heads, # one head or several, in any form `parse_head` reads
     parsed = [parse_head(h) for h in heads]
     for h in parsed:
         if not (h.layer<n_layers and h.head<n_heads):
-            raise HeadError(f"Head {h} does not exist: the model has layers 0 to {n_layers-1} and heads 0 to {n_heads-1}.")
+            raise HeadError(f"Head {h} does not exist: "
+                f"the model has layers 0 to {n_layers-1} and heads 0 to {n_heads-1}.")
     return parsed
 
 # %% ../../nbs/base/core.ipynb #n016
@@ -109,7 +110,8 @@ def unwritable(path:Path, # the file or folder
                why:OSError, # what the system said
               )->OutputError:
     "The error for a place that cannot be written"
-    return OutputError(f"Cannot write {path}: {why.strerror or why}. Choose a folder you can write to, with space left.")
+    reason = why.strerror or why
+    return OutputError(f"Cannot write {path}: {reason}. Choose a folder you can write to, with space left.")
 
 # %% ../../nbs/base/core.ipynb #c019
 _disk_errors = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -354,8 +356,8 @@ _packages = "torch transformers transformer_lens numpy pandas altair".split()
 
 def versions()->dict[str,str]: # package to version
     "Versions of Python, of this package and of those that numbers depend on"
-    from talking_heads import __version__
-    out = {"python": ".".join(map(str,sys.version_info[:3])), "talking_heads": __version__}
+    import talking_heads # its version is set once the package is imported
+    out = {"python": ".".join(map(str,sys.version_info[:3])), "talking_heads": talking_heads.__version__}
     for p in _packages:
         try: out[p] = version(p)
         except PackageNotFoundError: out[p] = "not installed"

@@ -25,7 +25,7 @@ class Channel:
     pairs:tuple = field(repr=False) # (writer, reader) that stand out; not every writer is heard by every reader
     score:float # largest composition score among the pairs
     z:float # largest robust z among the pairs
-    subspace:Tensor = field(repr=False, compare=False) # (direction d_model) orthonormal, strongest shared direction first
+    subspace:Tensor = field(repr=False, compare=False) # (direction d_model) orthonormal, strongest shared one first
     share:float # of the writers' directions, the part of their squared length along the first one
     provenance:dict = field(repr=False, compare=False) # model, hash, processing
 

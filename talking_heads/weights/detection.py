@@ -15,8 +15,8 @@ from ..svd import *
 from ..composition import *
 
 # %% ../../nbs/weights/detection.ipynb #c006
-_roles = dict(mover="9.6 9.9 10.0", backup="9.0 9.7 10.1 10.2 10.6 10.10 11.2 11.9", negative="10.7 11.10", inhibition="7.3 7.9 8.6 8.10",
-              induction="5.5 5.8 5.9 6.9", duplicate="0.1 0.10 3.0", previous="2.2 4.11")
+_roles = dict(mover="9.6 9.9 10.0", backup="9.0 9.7 10.1 10.2 10.6 10.10 11.2 11.9", negative="10.7 11.10",
+              inhibition="7.3 7.9 8.6 8.10", induction="5.5 5.8 5.9 6.9", duplicate="0.1 0.10 3.0", previous="2.2 4.11")
 
 def _cross(sources:str, targets:str)->list:
     "Pairs of heads of two groups of roles where the first comes before the second"
@@ -24,10 +24,12 @@ def _cross(sources:str, targets:str)->list:
     return [(a,b) for a in heads(sources) for b in heads(targets) if a.layer<b.layer]
 
 # %% ../../nbs/weights/detection.ipynb #c007
+_movers_to_negative = [(Head(9,h),b) for h in (6,9) for b in (Head(10,7),Head(11,10))]
+_smollm2_movers = [parse_head(h) for h in ("23.0","23.1","23.2","23.7")]
 known_edges = { # mode to pairs (writer, reader)
-    "gpt2": {"Q": _cross("inhibition","mover backup negative")+[(Head(9,h),b) for h in (6,9) for b in (Head(10,7),Head(11,10))],
+    "gpt2": {"Q": _cross("inhibition","mover backup negative")+_movers_to_negative,
              "K": _cross("previous","induction"), "V": _cross("duplicate induction","inhibition")},
-    "smollm2": {"Q": [(a,parse_head(b)) for a in (Head(20,0),Head(19,2)) for b in ("23.0","23.1","23.2","23.7")]}}
+    "smollm2": {"Q": [(a,b) for a in (Head(20,0),Head(19,2)) for b in _smollm2_movers]}}
 
 # %% ../../nbs/weights/detection.ipynb #c011
 @full_precision()

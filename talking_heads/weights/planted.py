@@ -29,7 +29,13 @@ def make_spectrum(kind, # "flat", "power", or an `AttentionWeights` whose W_OV s
     return torch.nn.functional.interpolate(S[None,None],r,mode="linear",align_corners=True)[0,0]
 
 # %% ../../nbs/weights/planted.ipynb #c008
-def _frame(first:list, r:int, d:int, g:torch.Generator, common=None, lean:float=0.)->Tensor: # (d r) orthonormal, `first` leading
+def _frame(first:list, # directions (d_model) to begin with
+           r:int, # columns
+           d:int, # length of a column
+           g:torch.Generator, # of the random columns
+           common=None, # (d_model direction) that the random columns may lean towards
+           lean:float=0., # part of their squared length along `common`
+          )->Tensor: # (d r) orthonormal, `first` leading
     "Orthonormal columns that begin with given directions; the rest are random and may lean towards `common`"
     X = torch.randn(d,r-len(first),generator=g)
     if common is not None and lean:
@@ -58,7 +64,9 @@ class Plant:
 # %% ../../nbs/weights/planted.ipynb #c011
 def _choose(p:Plant, g:torch.Generator)->list: # (writer, component, reader)
     "Distinct pairs of heads, the writer in an earlier layer, and a component of each writer"
-    pairs = [(Head(a,i),Head(b,j)) for a in range(p.n_layers) for b in range(a+1,p.n_layers) for i in range(p.n_heads) for j in range(p.n_heads)]
+    heads = range(p.n_heads)
+    layers = [(a,b) for a in range(p.n_layers) for b in range(a+1,p.n_layers)]
+    pairs = [(Head(a,i),Head(b,j)) for a,b in layers for i in heads for j in heads]
     room = p.d_head//2 # a reader keeps at least half of its directions for itself
     taken,out = {},[]
     for k in torch.randperm(len(pairs),generator=g).tolist():
@@ -73,21 +81,33 @@ def _choose(p:Plant, g:torch.Generator)->list: # (writer, component, reader)
 # %% ../../nbs/weights/planted.ipynb #c012
 def _values(sigma:Tensor, n:int, strength:float)->Tensor: # (component) the `n` planted ones first
     "A reader's singular values, each planted one holding strength squared of the squared norm"
-    if n*strength**2>=1: raise HeadError(f"{n} channels of strength {strength} into one reader are more than all it hears. Lower the strength or plant fewer.")
+    if n*strength**2>=1:
+        raise HeadError(f"{n} channels of strength {strength} into one reader are more than all it hears. "
+            "Lower the strength or plant fewer.")
     rest = sigma[:len(sigma)-n]
     own = rest*((1-n*strength**2)/rest.square().sum())**.5
     return torch.cat([torch.full((n,),strength),own])*sigma.norm()
 
 # %% ../../nbs/weights/planted.ipynb #c013
-def _shared_side(p:Plant, heard:dict, g:torch.Generator, common)->tuple[Tensor,list]: # (kv_head d_model d_head), by head (d_head d_head)
+def _shared_side(p:Plant, # sizes of the model
+                 heard:dict, # head to directions (d_model)
+                 g:torch.Generator, # of the other directions
+                 common, # (d_model direction) that heads share
+                )->tuple[Tensor,list]: # (kv_head d_model d_head), by head (d_head d_head)
     "W_K or W_V, and each head's rotation of it, with what the head shall hear in its first columns"
     per = p.n_heads//p.n_kv_heads
     inside = lambda k: [v for h in range(k*per,(k+1)*per) for v in heard.get(h,[])]
     Q = [_frame(inside(k),p.d_head,p.d_model,g,common,p.lean) for k in range(p.n_kv_heads)]
-    return torch.stack(Q),[_frame([Q[h//per].T@v for v in heard.get(h,[])],p.d_head,p.d_head,g) for h in range(p.n_heads)]
+    def rotation(h): return _frame([Q[h//per].T@v for v in heard.get(h,[])],p.d_head,p.d_head,g)
+    return torch.stack(Q),[rotation(h) for h in range(p.n_heads)]
 
 # %% ../../nbs/weights/planted.ipynb #c014
-def _layer(p:Plant, heard:dict, Vh:Tensor, g:torch.Generator, common)->LayerWeights: # heard: head to directions; Vh (head component d_model)
+def _layer(p:Plant, # sizes and mode
+           heard:dict, # head to directions (d_model)
+           Vh:Tensor, # (head component d_model) write directions
+           g:torch.Generator, # of everything else
+           common, # (d_model direction) that heads share
+          )->LayerWeights:
     "One layer in which heads hear what they shall hear in mode `p.mode`, and write along `Vh`"
     heads,mine = range(p.n_heads),lambda m: heard if m==p.mode else {}
     spectrum = lambda m,h: _values(make_spectrum(p.spectrum,p.d_head,g),len(mine(m).get(h,[])),p.strength)

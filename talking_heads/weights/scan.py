@@ -106,7 +106,9 @@ def tiles(self:WriterStore, layers:int): # pairs of (first row, write directions
     n,rows = self.shape.n_heads*self.shape.rank,self.plan.rows
     for l in range(layers):
         for i in range(0,n,rows):
-            if l in self.kept: yield l*n+i,self.kept[l][i:i+rows]; continue
+            if l in self.kept:
+                yield l*n+i,self.kept[l][i:i+rows]
+                continue
             with safe_open(self._path(l),"pt") as f: yield l*n+i,f.get_slice("Vh")[i:i+rows]
 
 @patch
@@ -420,7 +422,8 @@ def left_out(info:dict, # content of scan.json
             )->str: # empty if nobody is
     "Who a scan's summary passes over, in words"
     n,parts = info.get("left_out") or {},[]
-    if n.get("below_min_share"): parts.append(f"{n['below_min_share']:,} that hold less than {n['min_share']:.2g} of their head")
+    if n.get("below_min_share"):
+        parts.append(f"{n['below_min_share']:,} that hold less than {n['min_share']:.2g} of their head")
     if n.get("write_nothing"): parts.append(f"{n['write_nothing']:,} that write nothing")
     said = f"Left out of {n['writers']:,} writers: {' and '.join(parts)}." if parts else ""
     if n.get("below_min_share"): said += " --min-share 0 keeps the former."
