@@ -14,7 +14,7 @@ from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.circuits.forecast import auroc, fit_forecaster, forecast_frame
 from talking_heads.hooks import *
-from talking_heads.interventions import component_edit, edited, edited_readout, set_coordinates_hooks
+from talking_heads.interventions import component_edit, edited, readout_with_edit, set_coordinates_hooks
 from talking_heads.edits.upper_layers import UpperLayers
 from talking_heads.edits.training import choose_updates
 from talking_heads.edits.parametrisations import component_updates
@@ -26,6 +26,7 @@ from talking_heads.circuits.steering import Subspace, _setting, fit_attention, f
 from talking_heads.svd import attention_weights, components
 from talking_heads.circuits.patching import *
 from talking_heads.circuits.finding import *
+from talking_heads.tasks.repeats import *
 
 L, N = 5, 4 # layers, heads
 slid = {"mistral": None, "gemma2": [1, 0, 1, 0, 1], "gemma3": [1, 1, 0, 1, 0]} # which layers have a window; None for all
@@ -372,7 +373,7 @@ def test_planted_values_are_found(model, layer, value, point):
         return x
     hooks = [(f"blocks.{layer}.{point}", plant)]
     with model.hooks(hooks):
-        for f in (lambda: readout(model, p), lambda: ablate(model, p, "0.1"), lambda: edited_readout(model, p, component_edit(model, "1.1.0", "raw"), None)):
+        for f in (lambda: readout(model, p), lambda: ablate(model, p, "0.1"), lambda: readout_with_edit(model, p, component_edit(model, "1.1.0", "raw"), "everywhere")):
             with pytest.raises(ModelError, match=f"first in layer {layer}"): f()
         if layer < L-1: # the last layer's patterns come before what is planted there
             with pytest.raises(ModelError, match=f"first in layer {layer}"): stripe_scores(model, repeated_tokens(model, 2, 6))
@@ -480,7 +481,7 @@ def test_failures_leave_no_trace(single, which, k, error):
     p, lists = prompts_of(single, 3), prompts_of(single, 6, 0, laundry_list, n_items=3)
     space = Subspace((Head(2, 0),), (torch.linalg.svd(single.blocks[2].attn.W_O[0].detach())[2][:2],), ("2.0.0", "2.0.1"))
     calls = readers(single, p, lists) | dict(grad=lambda: Reruns(single, p[[0]]).run(start_at_layer=2, grad=True), fit=lambda: fit_gradient(single, lists, space, 2, 3),
-        edited=lambda: edited_readout(single, p, component_edit(single, "1.1.0", "raw"), None))
+        edited=lambda: readout_with_edit(single, p, component_edit(single, "1.1.0", "raw"), "everywhere"))
     readout(single, p) # the bridge wires itself in the first pass
     path_patch(single, p, p, ["0.0"], ["1.1"])
     before, forward, n = state(single), torch.nn.Linear.forward, [0]

@@ -11,6 +11,7 @@ from talking_heads.data import *
 from talking_heads.hooks import *
 from talking_heads.circuits.patching import *
 from talking_heads.circuits.finding import *
+from talking_heads.tasks.repeats import *
 from transformer_lens.head_detector import detect_head
 
 close = lambda a, b, eps=2e-4: torch.testing.assert_close(a.float(), b.float(), atol=eps, rtol=1e-4)
