@@ -456,7 +456,7 @@ def step(n):
 run.step("one", lambda: step(1))
 if trap == "after": time.sleep(60)
 if trap == "die after": os.kill(os.getpid(), signal.SIGKILL)
-if trap == "refuse": raise __import__("talking_heads.base.core").core.TaskError("No such task.")
+if trap == "refuse": raise __import__("talking_heads.base.core").base.core.TaskError("No such task.")
 run.step("two", lambda: step(2))
 """
 drive = """
