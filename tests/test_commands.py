@@ -39,7 +39,7 @@ def timeless(results):
 @pytest.mark.slow
 def test_run_folder(run, folder):
     out, r = run
-    assert read_results(out)["model"] == str(folder) and "Traceback" not in r.stderr
+    assert read_results(out)["model"] == folder.name and "Traceback" not in r.stderr
     for f in ("paper.ipynb", "paper.html", "results.json"): assert str(out/f) in r.stdout
     charts = {p.stem for p in (out/"charts").iterdir()}
     assert len(charts) >= 4 and all((out/"charts"/f"{c}.{e}").stat().st_size for c in charts for e in ("json", "svg", "parquet"))
