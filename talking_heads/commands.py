@@ -461,10 +461,10 @@ def _paper(model, seed, out, resume, given, **params):
     params |= dict(model=model,seed=check_seed(seed),out=str(out),resume=resume,notebook_sha256=_code_of(notebook))
     params |= _parameters(notebook,given)
     old = check_run_folder(out)
-    found = find_checkpoint(model,params["revision"]) # a name that means nothing is told before a kernel starts
-    called = params.get("name") or display_name(found)
-    if resume and old: check_same(out,old,dict(model=called,seed=seed))
     with folder_lock(out,"th_paper"):
+        found = find_checkpoint(model,params["revision"]) # a name that means nothing is told before a kernel starts
+        called = params.get("name") or display_name(found)
+        if resume and old: check_same(out,old,dict(model=called,seed=seed))
         _run_paper(notebook,out,params)
         _pages(out)
 
