@@ -1,9 +1,12 @@
 "What all tests share: no network, the `slow` mark, and reference files that may lie beside the checkout"
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tools"))
 
 os.environ["HF_HUB_OFFLINE"] = "1" # before anything imports huggingface_hub, which reads it once
 
@@ -18,3 +21,11 @@ def shared():
     path = Path(__file__).resolve().parents[2]/"shared"
     if not path.is_dir(): pytest.skip("no folder `shared` with reference files beside the checkout")
     return path
+
+@pytest.fixture(scope="session")
+def chrome():
+    "One browser for every test that draws: a second one cannot start in the same thread"
+    from browser import BrowserError, browser
+    try:
+        with browser() as b: yield b
+    except BrowserError as e: pytest.skip(str(e))

@@ -16,7 +16,7 @@ from talking_heads.site.symbols import *
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/"tools"))
-from browser import VIEWS, BrowserError, browser, page_costs, served, settled, take_screenshots
+from browser import VIEWS, page_costs, served, settled, take_screenshots
 for need in ("smalldocs","latex2mathml","vl_convert"):
     if not find_spec(need): pytest.skip(f"{need} is not installed; `make setup` installs it", allow_module_level=True)
 
@@ -265,13 +265,6 @@ def test_vega_is_there_once(site):
     assert not any("cdn.jsdelivr" in re.sub(r"<pre.*?</pre>","",(site/p).read_text(),flags=re.S) for p in PAGES)
 
 # Every page in a browser
-
-@pytest.fixture(scope="session")
-def chrome():
-    "One browser for all pages"
-    try:
-        with browser() as b: yield b
-    except BrowserError as e: pytest.skip(str(e))
 
 @pytest.fixture(scope="session")
 def server(site):

@@ -186,7 +186,7 @@ def big(folder, layers=64, d=1024, heads=8):
         t |= {f"model.layers.{l}.input_layernorm.weight": torch.ones(d) for l in range(s*layers//4, (s+1)*layers//4)}
         save_file(t, folder/f"model-{s}.safetensors")
         index |= dict.fromkeys(t, f"model-{s}.safetensors")
-    (folder/"model.safetensors.index.json").write_text(json.dumps(dict(weight_map=index)))
+    (folder/"model.safetensors.index.json").write_text(json.dumps(dict(metadata={}, weight_map=index)))
     return folder
 
 _measure = """

@@ -57,17 +57,6 @@ def test_script_is_javascript(tmp_path):
     (tmp_path/"a.js").write_text(script, encoding="utf-8")
     assert subprocess.run(["node","--check",tmp_path/"a.js"], capture_output=True).returncode == 0
 
-@pytest.fixture(scope="module")
-def chrome():
-    "Chromium without any network"
-    path = next(filter(None,map(shutil.which,("chromium","chromium-browser","google-chrome"))), None)
-    if not path or not find_spec("playwright"): pytest.skip("needs Chromium and playwright")
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox","--disable-gpu","--disable-quic"])
-        yield browser
-        browser.close()
-
 def opened(chrome, page, head="", **kw):
     "A page with the chart, and what the page complains about"
     (page/"a.html").write_text(f"<!doctype html><body>{head}{chart_html(SPEC,[])}</body>", encoding="utf-8")
