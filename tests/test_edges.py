@@ -118,14 +118,13 @@ def family(request, tmp_path_factory):
 def test_effects_are_those_of_plain_hooks(family):
     "Embedding and heads as senders, all three modes, and what attention's output norm makes of both ends"
     model, plain, c = family
-    tokens, other = c.rec.tokens, c.rec.tokens.clone()
-    other = made_up(model)[1].tokens
+    tokens, other = c.rec.tokens, made_up(model)[1].tokens
     G = torch.zeros_like(c.rec.embed)
     G[:, -1] = torch.randn(B, model.cfg.d_model, generator=torch.Generator().manual_seed(5))
     m, names = messages(c, 2), sender_names(model, 2)
     for head in (Head(2, 3), Head(2, 0)):
         r = reader(c, head, G)
-        ch = choice(r, twin_stream(c, 2, m))
+        ch = choice(r, c.stream[2])
         for sender in ("embedding", (0, 1), (1, 2)):
             name = sender if sender == "embedding" else "{}.{}".format(*sender)
             i, message = names.index(name), plain_message(plain, tokens, other, sender)
@@ -141,7 +140,7 @@ def test_a_small_message_has_its_gradient(family):
     G = torch.zeros_like(c.rec.embed)
     G[:, -1], G[:, 4] = torch.randn(2, B, model.cfg.d_model, generator=torch.Generator().manual_seed(6))
     r, m = reader(c, Head(2, 1), G), messages(c, 2)[:, :4]
-    ch = choice(r, twin_stream(c, 2))
+    ch = choice(r, c.stream[2])
     for mode in "QKV":
         first = gradient_screen(r, m, mode)
         small = edge_effects(r, m*1e-2, mode, ch)[0]/1e-2

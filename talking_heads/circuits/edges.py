@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['norm_scale', 'normed', 'layer_norm', 'Contrast', 'contrasts', 'sender_names', 'output_weight', 'attention_sum',
-           'added', 'messages', 'Reader', 'heard', 'reader', 'twin_stream', 'Choice', 'choice', 'edge_effects',
-           'margin_at_end', 'input_gradient', 'gradient_screen', 'trace_screen']
+           'added', 'messages', 'Reader', 'heard', 'reader', 'Choice', 'choice', 'edge_effects', 'margin_at_end',
+           'input_gradient', 'gradient_screen', 'trace_screen']
 
 # %% ../../nbs/circuits/edges.ipynb #e004
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ class Contrast:
     embed:Tensor # (batch pos d_model) instead
     z:Tensor # (layer batch pos head d_head) instead
     mlp:Tensor # (layer batch pos d_model) instead
-    end:Tensor # (batch d_model) residual stream at END before the final norm, instead
+    stream:Tensor # (layer batch pos d_model) residual stream that enters each layer, and after the last, instead
     @property
     def model(self): return self.rec.model
     @property
@@ -68,16 +68,15 @@ def _others(x:Tensor, dim:int)->Tensor:
 # %% ../../nbs/circuits/edges.ipynb #e012
 def _against_twin(rec:Recording, which:list, twin:Recording)->Contrast:
     "A recording beside that of its twins"
-    end = twin.stream[-1][torch.arange(len(rec)),rec.prompts.pos("END")]
-    return Contrast(rec,which,twin.embed,twin.z,twin.mlp,end)
+    return Contrast(rec,which,twin.embed,twin.z,twin.mlp,twin.stream)
 
 def _against_others(rec:Recording, which:list)->Contrast:
     "A recording beside the mean over its other prompts"
     if len(rec)<2:
         raise TaskError(f"{rec.prompts[0].text!r} is the only prompt of {rec.tokens.shape[1]} tokens, so there are no "
             "others to take a mean over. Take more prompts, or give the task twins.")
-    end = rec.stream[-1][torch.arange(len(rec)),rec.prompts.pos("END")]
-    return Contrast(rec,which,_others(rec.embed,0),_others(rec.z,1),_others(rec.mlp,1),_others(end,0))
+    parts = _others(rec.embed,0),_others(rec.z,1),_others(rec.mlp,1),_others(rec.stream,1)
+    return Contrast(rec,which,*parts)
 
 # %% ../../nbs/circuits/edges.ipynb #e013
 def contrasts(model, # from `load_model`
@@ -193,12 +192,14 @@ def heard(rec:Recording, # from `record`
           side:str, # "query", "key" or "value"
           x:Tensor, # (batch ... pos d_model) what it is given at these positions
           at:Tensor, # (pos) the positions
+          others:Tensor|None=None, # (batch pos d_model) what the other heads of the layer are given; None: the recorded
          )->Tensor: # (batch ... pos d_head)
     "The head's query, key or value for a residual stream that is not the recorded one"
     norm = layer_norm(rec.model,h.layer,"ln1")
     W,b,mine = _projection(rec.model,h,side)
     y = normed(norm,x)@W+b
-    y = _own_norm(rec,h,side,y,mine,normed(norm,rec.stream[h.layer][:,at]))
+    others = rec.stream[h.layer][:,at] if others is None else others
+    y = _own_norm(rec,h,side,y,mine,normed(norm,others))
     if side=="value" or h.layer not in rec.rotary: return y
     return rotated(y,*(t[at] for t in rec.rotary[h.layer]))
 
@@ -250,17 +251,12 @@ def _alike(a:Tensor, b:Tensor)->tuple[Tensor,Tensor]:
     return a.expand(-1,n,-1,-1),b.expand(-1,n,-1,-1)
 
 # %% ../../nbs/circuits/edges.ipynb #e028
-def twin_stream(c:Contrast, layer:int, m:Tensor|None=None, # from `messages` of this layer
-               )->Tensor: # (batch pos d_model)
-    "The residual stream with everybody's message in it"
-    return c.rec.stream[layer]+(messages(c,layer) if m is None else m).sum(1)
-
 @patch
 def _from(self:Reader, x:Tensor)->tuple[Tensor,Tensor]: # attention (batch read pos), added (batch read d_model)
     "Attention and change of write where all inputs come from another stream (batch pos d_model)"
     every = torch.arange(x.shape[1])
-    q = heard(self.rec,self.head,"query",x[:,None,self.at],self.at)
-    k,v = (heard(self.rec,self.head,s,x[:,None],every) for s in ("key","value"))
+    q = heard(self.rec,self.head,"query",x[:,None,self.at],self.at,x[:,self.at])
+    k,v = (heard(self.rec,self.head,s,x[:,None],every,x) for s in ("key","value"))
     a = self.attend(q,k)
     off = torch.einsum("borp,bopd->bord",a,v)-self.rec.z[self.head.layer][:,self.at,self.head.head][:,None]
     said = added(self.rec,self.head.layer,off@output_weight(self.rec.model,self.head),self.at,self.whole)
@@ -283,7 +279,7 @@ def _moved(clean:Tensor, a:Tensor, ch)->Tensor: # clean (batch read pos), a (bat
     return off[rows,:,ch.read,ch.more]-off[rows,:,ch.read,ch.less]
 
 def choice(r:Reader, # from `reader`
-           other:Tensor, # (batch pos d_model) stream of the twin, from `twin_stream`
+           other:Tensor, # (batch pos d_model) the stream on the twin, from `Contrast.stream`
           )->Choice:
     "Which two keys tell prompt and twin apart for this reader"
     a,said = r._from(other)
