@@ -127,6 +127,14 @@ def _as_on_twin(c:Contrast, writer:str)->tuple: # layer, hooks for END alone
         return x
     return h.layer,[(f"blocks.{h.layer}.attn.hook_z",hook)]
 
+def _stream_after(runs:Reruns, layer:int, hooks:list)->Tensor: # (batch d_model)
+    "The residual stream at END after the last layer, under hooks in `layer`"
+    got = []
+    def keep(x, hook): got.append(x[:,-1].float().cpu())
+    last = f"blocks.{runs.model.cfg.n_layers-1}.hook_out"
+    runs.run([*hooks,(last,keep)],start_at_layer=layer)
+    return got[0]
+
 def total_effects(cs:list, # of `Contrast`
                   writers:list, # names of heads and MLPs
                  )->Tensor: # (prompt writer)
@@ -135,10 +143,7 @@ def total_effects(cs:list, # of `Contrast`
     for c in cs:
         runs,part = Reruns(c.model,c.rec.prompts),[]
         clean = margin_of(c,at_end(c,c.rec.stream[-1]))
-        for w in writers:
-            layer,hooks = _as_on_twin(c,w)
-            x = runs.run(hooks,start_at_layer=layer,stop_at_layer=c.model.cfg.n_layers)
-            part.append(clean-margin_of(c,x.float().cpu()))
+        for w in writers: part.append(clean-margin_of(c,_stream_after(runs,*_as_on_twin(c,w))))
         parts.append(torch.stack(part,1))
     return _joined(cs,parts)
 
