@@ -21,7 +21,7 @@ def heads_only(f): return f[f.sender.str[0].str.isdigit()]
 def toy(): return load_model("toy")
 
 @pytest.fixture(scope="module")
-def found(toy): return find_circuit(toy, "ioi", n=40, depth=2)
+def found(toy): return find_circuit(toy, "ioi", n=60, depth=2)
 
 def test_toy_is_found(found):
     "Four movers hear the two inhibition heads through their queries, and nobody else"
@@ -44,7 +44,7 @@ def test_explained(found):
 
 def test_same_seed_same_numbers_and_the_model_as_found(toy, found):
     before = readout(toy, ioi(**task_args(toy), n=8)).logits
-    again = find_circuit(toy, "ioi", n=40, depth=1)
+    again = find_circuit(toy, "ioi", n=60, depth=1)
     assert torch.equal(readout(toy, ioi(**task_args(toy), n=8)).logits, before)
     assert again.writers.equals(found.writers)
     assert triples(again.edges) == triples(found.edges[found.edges.level == 1])
@@ -52,7 +52,7 @@ def test_same_seed_same_numbers_and_the_model_as_found(toy, found):
 
 def test_toy_position_is_found():
     "Movers hear 2.0 and 2.1 through queries, and those hear 1.0 and 1.1 through values"
-    c = find_circuit(load_model("toy-position"), "ioi", n=40, depth=2)
+    c = find_circuit(load_model("toy-position"), "ioi", n=60, depth=2)
     print(c.writers.head(8).to_string(), c.edges.to_string())
     print(c.measured[c.measured.effect.abs()>.02].sort_values("effect").to_string())
     assert set(c.writers[c.writers.called].writer) == {"3.0", "3.1", "3.2", "3.3"}
@@ -76,6 +76,6 @@ def test_nothing_to_explain(toy):
     with pytest.raises(TaskError, match="windows of text"): find_circuit(toy, "text", n=4)
 
 def test_a_task_without_twins(toy):
-    c = find_circuit(toy, list_task, n=40, depth=1)
+    c = find_circuit(toy, list_task, n=60, depth=1)
     print(c.writers.head(8).to_string(), c.edges.to_string())
     assert set(c.writers[c.writers.called].writer) == MOVERS

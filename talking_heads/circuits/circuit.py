@@ -10,6 +10,7 @@ __all__ = ['t_p', 'called', 'margin_of', 'at_end', 'random_rotation', 'writer_ta
 from dataclasses import dataclass, field
 from ..base.core import * # first: it silences a warning of the next imports
 import altair as alt, pandas as pd, torch
+from ..base.checkpoints import display_name
 from fastcore.basics import patch
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
@@ -96,7 +97,7 @@ def random_rotation(d:int, # dimension
 
 def writer_table(cs:list, # of `Contrast`
                  fall:float, # of the mean margin from prompts to twins
-                 floor:float=.05, # smallest part of it that is called
+                 floor:float=.08, # smallest part of it that is called
                  seed:int=0, # of the control
                 )->pd.DataFrame: # writer effect low high p called control share
     "Direct effect of every writer on the margin"
@@ -198,7 +199,7 @@ def _edge_rows(cs:list, h:_Heard)->tuple[pd.DataFrame,Tensor]: # one row per edg
 def level(cs:list, # of `Contrast`
           wanted:dict, # reader to a list with its direction G (batch pos d_model) for each contrast
           fall:float, # of the mean margin from prompts to twins
-          floor:float=.05, # smallest part of a reader's own fall that is called
+          floor:float=.08, # smallest part of a reader's own fall that is called
           seed:int=0, # of the control
          )->tuple[pd.DataFrame,dict]: # sender reader mode effect low high p called attention gradient trace, measured
     "All edges into some readers, and which of them are called"
@@ -399,7 +400,7 @@ def find_circuit(model, # from `load_model`
                  depth:int=1, # levels back from the writers; 0 for the writers alone
                  how:str|None=None, # kind of twin; None for the task's first
                  split:str|None=None, # of the task; None for its first
-                 floor:float=.05, # smallest part of the whole that is called
+                 floor:float=.08, # smallest part of the whole that is called
                  **options, # of the task
                 )->Circuit: # raises `TaskError` where the model cannot do the task
     "Find who writes the answer and who talks to them"
