@@ -445,7 +445,8 @@ def explained(self:Circuit,
     if isinstance(kept,int):
         if at_random is not None: order = order.sample(frac=1,random_state=at_random)
         kept = order.head(kept)
-    writers,inside = self.writers[self.writers.called].writer.tolist(),sorted(set(self.measured.reader))
+    writers = self.writers[self.writers.called].writer.tolist()
+    inside = sorted(set(self.measured.reader)&(set(writers)|set(kept.reader)))
     x = _joined(self.contrasts,[graph_margin(c,writers,_triples(kept),inside) for c in self.contrasts])
     clean,other = (m.double().mean() for m in self.margins)
     m = interval(x.double())
