@@ -171,7 +171,7 @@ def _hear(c:Contrast, h:_Heard, G:Tensor, m:Tensor, R:Tensor):
         h.add((mode,"attention"),moved)
         h.add((mode,"gradient"),gradient_screen(r,m,mode))
         h.add((mode,"trace"),trace_screen(r,m,mode,ch))
-        h.gradients.setdefault(mode,[]).append(input_gradient(r,mode))
+        h.gradients.setdefault(mode,[]).append(mean_gradient(r,mode,c.stream[head.layer]))
 
 # %% ../../nbs/circuits/circuit.ipynb #k021
 def _measure_level(cs:list, wanted:dict, R:Tensor)->dict: # wanted: reader to its `G` by batch; reader to `_Heard`

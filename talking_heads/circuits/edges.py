@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['norm_scale', 'normed', 'layer_norm', 'Contrast', 'contrasts', 'sender_names', 'output_weight', 'attention_sum',
            'added', 'messages', 'Reader', 'heard', 'reader', 'Choice', 'choice', 'edge_effects', 'margin_at_end',
-           'input_gradient', 'gradient_screen', 'trace_screen']
+           'input_gradient', 'mean_gradient', 'gradient_screen', 'trace_screen']
 
 # %% ../../nbs/circuits/edges.ipynb #e004
 from dataclasses import dataclass, field
@@ -322,15 +322,26 @@ def margin_at_end(c:Contrast, # of prompts that have answers
 # %% ../../nbs/circuits/edges.ipynb #e036
 def input_gradient(r:Reader, # from `reader`
                    mode:str, # "Q", "K" or "V"
+                   base:Tensor|None=None, # (batch pos d_model) change of the input at which it is taken; None: the prompt
                   )->Tensor: # (batch pos d_model), zero where the input does not matter
     "Gradient of the reader's contribution with respect to one of its inputs"
     T = r.x.shape[1]
     with torch.enable_grad():
-        given = torch.zeros_like(r.x[:,r.at] if mode=="Q" else r.x).requires_grad_()
+        start = torch.zeros_like(r.x) if base is None else base
+        given = (start[:,r.at] if mode=="Q" else start).detach().clone().requires_grad_()
         _,said = r.run(mode,given[:,None])
         g = torch.autograd.grad((said[:,0]*r.G).sum(),given)[0]
     if mode!="Q": return g
     return torch.zeros_like(r.x).index_copy(1,r.at,g)
+
+def mean_gradient(r:Reader, # from `reader`
+                  mode:str, # "Q", "K" or "V"
+                  other:Tensor, # (batch pos d_model) the stream on the twin, from `Contrast.stream`
+                  points:int=5,
+                 )->Tensor: # (batch pos d_model)
+    "The mean of `input_gradient` between the prompt's input and the twin's"
+    at = [(i+.5)/points for i in range(points)]
+    return sum(input_gradient(r,mode,(other-r.x)*a) for a in at)/points
 
 def gradient_screen(r:Reader, m:Tensor, mode:str, # as for `edge_effects`
                    )->Tensor: # (batch sender)
