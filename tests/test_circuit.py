@@ -4,18 +4,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-import tiny
-from talking_heads.base.core import Head, TaskError
-from talking_heads.data import ioi, ioi_task, list_task
+from talking_heads.base.core import TaskError
+from talking_heads.data import ioi, ioi_task
 from talking_heads.hooks import load_model, readout, task_args
 from talking_heads.circuits.circuit import *
-from talking_heads.circuits.edges import contrasts, messages, sender_names
 
 MOVERS = {"2.0", "2.1", "2.2", "2.3"}
 
 def triples(f): return set(zip(f.sender, f.reader, f["mode"]))
-
-def heads_only(f): return f[f.sender.str[0].str.isdigit()]
 
 @pytest.fixture(scope="module")
 def toy(): return load_model("toy")
@@ -25,20 +21,15 @@ def found(toy): return find_circuit(toy, "ioi", n=60, depth=2)
 
 def test_toy_is_found(found):
     "Four movers hear the two inhibition heads through their queries, and nobody else"
-    print(found.writers.head(8).to_string(), found.edges.to_string(), found.components.head(12).to_string())
-    print(found.measured[found.measured.effect.abs()>.02].sort_values("effect").to_string())
-    print(found.agreement.groupby(["mode", "screen"]).mean(numeric_only=True))
     assert set(found.writers[found.writers.called].writer) == MOVERS
     first = found.edges[found.edges.level == 1]
     assert triples(first) == {(s, r, "Q") for s in ("1.0", "1.1") for r in MOVERS}
-    print(found.curve(draws=2).to_string())
 
 def test_explained(found):
     "Called edges explain nearly what all measured ones do; random ones do not"
     share = found.explained()["share"]
     full = found.explained(len(found.measured))["share"]
-    print(share, full)
-    assert share > .8*full
+    assert share > .8*full and full > .7
     assert found.explained(len(found.edges), at_random=0)["share"] < .5*share
     assert abs(found.explained(0)["share"]) < .2
 
@@ -53,10 +44,8 @@ def test_same_seed_same_numbers_and_the_model_as_found(toy, found):
 def test_toy_position_is_found():
     "Movers hear 2.0 and 2.1 through queries, and those hear 1.0 and 1.1 through values"
     c = find_circuit(load_model("toy-position"), "ioi", n=60, depth=2)
-    print(c.writers.head(8).to_string(), c.edges.to_string())
-    print(c.measured[c.measured.effect.abs()>.02].sort_values("effect").to_string())
     assert set(c.writers[c.writers.called].writer) == {"3.0", "3.1", "3.2", "3.3"}
-    edges = heads_only(c.edges)
+    edges = c.edges
     assert triples(edges[edges.level == 1]) == {(f"2.{i}", f"3.{j}", "Q") for i in (0, 1) for j in range(4)}
     assert triples(edges[edges.level == 2]) == {(f"1.{i}", f"2.{j}", "V") for i in (0, 1) for j in (0, 1)}
 
@@ -73,9 +62,3 @@ def test_nothing_to_explain(toy):
         find_circuit(toy, replace(ioi_task, make=wrong_way), n=20)
     with pytest.raises(TaskError, match="do not lower"):
         find_circuit(toy, replace(ioi_task, twin=lambda prompts, how, seed: prompts), n=20)
-    with pytest.raises(TaskError, match="windows of text"): find_circuit(toy, "text", n=4)
-
-def test_a_task_without_twins(toy):
-    c = find_circuit(toy, list_task, n=60, depth=1)
-    print(c.writers.head(8).to_string(), c.edges.to_string())
-    assert set(c.writers[c.writers.called].writer) == MOVERS
