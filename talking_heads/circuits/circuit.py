@@ -136,6 +136,7 @@ def _stream_after(runs:Reruns, layer:int, hooks:list)->Tensor: # (batch d_model)
     runs.run([*hooks,(last,keep)],start_at_layer=layer)
     return got[0]
 
+# %% ../../nbs/circuits/circuit.ipynb #k017b
 def total_effects(cs:list, # of `Contrast`
                   writers:list, # names of heads and MLPs
                  )->Tensor: # (prompt writer)
@@ -405,7 +406,7 @@ def find_circuit(model, # from `load_model`
                 )->Circuit: # raises `TaskError` where the model cannot do the task
     "Find who writes the answer and who talks to them"
     task = task_named(task)
-    if task.windows: raise TaskError(f"The task {task.name!r} has windows of text and no answers. Take one with answers.")
+    if task.windows: raise TaskError(f"The task {task.name!r} has windows of text and no answers.")
     prompts = task.prompts(**task_args(model),n=n,seed=seed,split=split,**options)
     check_prompts(model,prompts)
     twins = None if task.twin is None else task.twins_of(prompts,how,seed)
@@ -505,6 +506,7 @@ def _lines(edges:pd.DataFrame, tall:int)->alt.Chart:
                        strokeDash=alt.StrokeDash("against:N",title="works against the answer"),
                        tooltip=tooltip(edges,"sender reader mode effect low high control"))
 
+# %% ../../nbs/circuits/circuit.ipynb #k052b
 @patch
 def chart(self:Circuit,
          )->alt.LayerChart:

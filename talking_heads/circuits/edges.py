@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['norm_scale', 'normed', 'layer_norm', 'Contrast', 'contrasts', 'sender_names', 'output_weight', 'attention_sum',
-           'added', 'messages', 'Reader', 'heard', 'reader', 'Choice', 'choice', 'edge_effects', 'margin_at_end',
+           'added', 'messages', 'Reader', 'heard', 'reader', 'Preference', 'choice', 'edge_effects', 'margin_at_end',
            'input_gradient', 'mean_gradient', 'gradient_screen', 'trace_screen']
 
 # %% ../../nbs/circuits/edges.ipynb #e004
@@ -187,6 +187,7 @@ def _own_norm(rec:Recording, h:Head, side:str, y:Tensor, mine:int, clean:Tensor)
     scale = ((rest+y.square().sum(-1,keepdim=True))/len(gain)+eps).sqrt()
     return y/scale*gain.view(-1,y.shape[-1])[mine]
 
+# %% ../../nbs/circuits/edges.ipynb #e022b
 def heard(rec:Recording, # from `record`
           h:Head, # the reader
           side:str, # "query", "key" or "value"
@@ -263,7 +264,7 @@ def _from(self:Reader, x:Tensor)->tuple[Tensor,Tensor]: # attention (batch read 
     return a[:,0],said[:,0]
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Choice:
+class Preference:
     "What a reader prefers on the prompts over what it prefers on the twins"
     read:Tensor # (batch) index of the reading position
     more:Tensor # (batch) key that is attended to more than on the twin
@@ -280,16 +281,16 @@ def _moved(clean:Tensor, a:Tensor, ch)->Tensor: # clean (batch read pos), a (bat
 
 def choice(r:Reader, # from `reader`
            other:Tensor, # (batch pos d_model) the stream on the twin, from `Contrast.stream`
-          )->Choice:
+          )->Preference:
     "Which two keys tell prompt and twin apart for this reader"
     a,said = r._from(other)
     clean = r.run()[0][:,0]
     part = -(said*r.G).sum(-1) # (batch read)
     read,rows = part.abs().argmax(1),torch.arange(len(part))
     off = (clean-a)[rows,read]
-    ch = Choice(read,off.argmax(1),off.argmin(1),part.sum(1),torch.zeros(len(part)))
+    ch = Preference(read,off.argmax(1),off.argmin(1),part.sum(1),torch.zeros(len(part)))
     moved = _moved(clean,a[:,None],ch)[:,0]
-    return Choice(ch.read,ch.more,ch.less,ch.fall,moved)
+    return Preference(ch.read,ch.more,ch.less,ch.fall,moved)
 
 # %% ../../nbs/circuits/edges.ipynb #e030
 def _given(r:Reader, m:Tensor, mode:str)->Tensor:
@@ -300,7 +301,7 @@ def _given(r:Reader, m:Tensor, mode:str)->Tensor:
 def edge_effects(r:Reader, # from `reader`
                  m:Tensor, # (batch sender pos d_model) messages
                  mode:str, # "Q", "K" or "V"
-                 ch:Choice, # from `choice`
+                 ch:Preference, # from `choice`
                  step:int=32, # senders at a time, which bounds memory
                 )->tuple[Tensor,Tensor]: # (batch sender) fall of the contribution, (batch sender) attention moved
     "Exact effect of each message on the reader through one of its inputs"
@@ -322,7 +323,7 @@ def margin_at_end(c:Contrast, # of prompts that have answers
 # %% ../../nbs/circuits/edges.ipynb #e036
 def input_gradient(r:Reader, # from `reader`
                    mode:str, # "Q", "K" or "V"
-                   base:Tensor|None=None, # (batch pos d_model) change of the input at which it is taken; None: the prompt
+                   base:Tensor|None=None, # (batch pos d_model) added to the input first; None: nothing
                   )->Tensor: # (batch pos d_model), zero where the input does not matter
     "Gradient of the reader's contribution with respect to one of its inputs"
     T = r.x.shape[1]
@@ -349,11 +350,11 @@ def gradient_screen(r:Reader, m:Tensor, mode:str, # as for `edge_effects`
     return -torch.einsum("bspd,bpd->bs",m,input_gradient(r,mode))
 
 # %% ../../nbs/circuits/edges.ipynb #e037
-def _fixed(r:Reader, side:str, m:Tensor, at:Tensor)->Tensor: # m (batch sender d_model), at (batch); (batch sender d_head)
+def _fixed(r:Reader, side:str, m:Tensor, at:Tensor)->Tensor: # at (batch); (batch sender d_model) to (batch sender d_head)
     "What messages become in a query, key or value while all scales stay fixed"
     return read(r.rec,r.head,side,at,m)
 
-def trace_screen(r:Reader, m:Tensor, mode:str, ch:Choice, # as for `edge_effects`
+def trace_screen(r:Reader, m:Tensor, mode:str, ch:Preference, # as for `edge_effects`
                 )->Tensor: # (batch sender); logits of attention in modes Q and K, of the reader's contribution in V
     "The terms of a trace for each message, with the sign that a helping message is positive"
     rows,s = torch.arange(len(m)),logit_scale(r.rec.model,r.head.layer)
@@ -367,7 +368,7 @@ def trace_screen(r:Reader, m:Tensor, mode:str, ch:Choice, # as for `edge_effects
     return _value_terms(r,m,ch)
 
 # %% ../../nbs/circuits/edges.ipynb #e038
-def _value_terms(r:Reader, m:Tensor, ch:Choice)->Tensor: # (batch sender)
+def _value_terms(r:Reader, m:Tensor, ch:Preference)->Tensor: # (batch sender)
     "What messages change in the reader's write at its main reading position, attention and scales fixed"
     rows,l = torch.arange(len(m)),r.head.layer
     g = r.G[rows,ch.read]
