@@ -391,3 +391,13 @@ def test_no_inhibition_head_without_inhibition(tmp_path):
         assert there or not rows.called.any()
         seen.add(there)
     assert False in seen
+
+def test_pairs_without_a_score_rank_last():
+    "A head that writes nothing is no known pair's rival"
+    x = torch.rand(3, 2, 3, 2, generator=torch.Generator().manual_seed(0))
+    x[1, 1] = float("nan")
+    ranks = _causal_ranks(x)
+    causal = ranks[ranks > 0]
+    assert sorted(causal.tolist()) == list(range(1, 13)) and sorted(ranks[1, 1, 2].tolist()) == [11, 12]
+    ap, _ = precision_and_roc(x, [(Head(0, 0), Head(2, 1))])
+    assert 1/int(ranks[0, 0, 2, 1]) == pytest.approx(float(ap))

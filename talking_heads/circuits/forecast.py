@@ -104,6 +104,7 @@ def newton(X:Tensor, # (n k) standardised columns
            ridge=10., # penalty on squared weights, one or (k); the intercept is free
           )->Tensor: # (1+k) intercept and weights, in double precision
     "Ridge logistic regression by Newton's method, each step halved until the loss falls"
+    # By hand: scikit-learn has one penalty for all columns, SciPy's minimisers stop up to 2e-8 short of the optimum.
     X = _numbers(X,"columns")
     P = torch.cat([torch.zeros(1),torch.as_tensor(ridge).expand(X.shape[1])]).double()
     if bool((P[1:]<=0).any()): raise TalkingHeadsError(f"A ridge of {float(P[1:].min())} leaves separable data without "
@@ -205,6 +206,7 @@ def auroc_draws(scores:list, # of (n) forecasts of the same prompts
                 times:int=1000, # resamples
                )->Tensor: # (forecast times)
     "AUROC of several forecasts on the same resamples of the prompts"
+    # By hand, as pairs within groups: libraries rank all prompts together, and one resample at a time.
     same,count = _pairs(fail,group),_resampled(len(fail),group,times,seed)
     a,b = count[:,fail],count[:,~fail]
     total = ((a@same)*b).sum(-1)
@@ -213,8 +215,8 @@ def auroc_draws(scores:list, # of (n) forecasts of the same prompts
 # %% ../../nbs/circuits/forecast.ipynb #c021
 def _middle(x:Tensor)->dict: # low, high
     "Central 95%; a resample without any pair is left out"
-    low,high = torch.nanquantile(x,torch.tensor([.025,.975]).double()).tolist()
-    return dict(low=low,high=high)
+    low,high = central_95(x[~x.isnan()])
+    return dict(low=float(low),high=float(high))
 
 def auroc_interval(score:Tensor, # (n) forecast risk
                    fail:Tensor, # (n) booleans

@@ -51,13 +51,12 @@ def _permuted_writers(edges:list, H:int, g:torch.Generator)->list:
 
 def _causal_ranks(x:Tensor)->Tensor: # (src_layer src_head dst_layer dst_head) 1 for the loudest causal pair
     "Rank of every pair among all causal ones"
+    from scipy.stats import rankdata
     layer = torch.arange(x.shape[0])
     causal = (layer[:,None,None,None]<layer[None,None,:,None]).expand(x.shape)
-    order = x[causal].argsort(descending=True,stable=True)
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(1,len(order)+1)
+    loud = x[causal].nan_to_num(-torch.inf) # without a score, the last
     out = torch.zeros(x.shape,dtype=torch.long)
-    out[causal] = ranks
+    out[causal] = torch.from_numpy(rankdata(-loud.numpy(),method="ordinal")).long()
     return out
 
 # %% ../../nbs/weights/board.ipynb #c008
@@ -67,6 +66,7 @@ def permuted_p(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
                seed:int=0, # of the permutations
               )->float: # between 1/(n+1) and 1
     "How often permuted writers reach the average precision of the known pairs"
+    # By hand: SciPy's permutation test cannot draw writers for each reader from the layers before it.
     g,ranks = torch.Generator().manual_seed(seed),_causal_ranks(x)
     def precision(pairs):
         at = torch.tensor([int(ranks[a.layer,a.head,b.layer,b.head]) for a,b in pairs]).sort().values
@@ -76,9 +76,7 @@ def permuted_p(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
     return (1+sum(ap>=own-1e-9 for ap in permuted))/(1+n)
 
 # %% ../../nbs/weights/board.ipynb #c009
-def _middle(v:Tensor)->list:
-    "Ends of the 95% interval"
-    return [float(v.quantile(.025)),float(v.quantile(.975))]
+def _interval(resampled:Tensor)->list: return [float(end) for end in central_95(resampled)]
 
 def board_evidence(c:Composition, # of one mode
                    edges:list, # known pairs of that mode
@@ -93,10 +91,10 @@ def board_evidence(c:Composition, # of one mode
     ranks = [float(edge_ranks(x,edges).raw.median()) for x in (component,head)]
     return dict(n_edges=len(edges),
                 component=ap[0],
-                component_ci=_middle(resampled[0]),
+                component_ci=_interval(resampled[0]),
                 head=ap[1],
                 lift=ap[0]-ap[1],
-                lift_ci=_middle(resampled[0]-resampled[1]),
+                lift_ci=_interval(resampled[0]-resampled[1]),
                 chance=len(edges)/(H*H*L*(L-1)/2),
                 p=permuted_p(component,edges,seed=seed),
                 median_component=ranks[0],

@@ -66,6 +66,7 @@ def precision_and_roc(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
                       counts:Tensor|None=None, # (resample reader) how often each reader is drawn; None for once each
                      )->tuple[Tensor,Tensor]: # average precision, area under the ROC curve; one per resample
     "Both over all causal pairs, each weighted by how often its reader is drawn"
+    # By hand: scikit-learn's two measures take one weighting of the pairs at a time, and here come a thousand at once.
     _,t,reader = _flat(x,edges)
     w = (torch.ones(1,x.shape[0]*x.shape[1]) if counts is None else counts)[:,reader].double()
     hit = w*t
@@ -103,9 +104,14 @@ def measure(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
     ap,auc = precision_and_roc(x,edges)
     boot = precision_and_roc(x,edges,resamples(*x.shape[:2],edges,n,seed))[0] if n else torch.full((1,),torch.nan)
     r,geo = edge_ranks(x,edges),lambda v: float(np.exp(np.log(v).mean()))
-    return dict(ap=float(ap),low=float(boot.quantile(.025)),high=float(boot.quantile(.975)),roc=float(auc),
+    return dict(ap=float(ap),
+                low=float(boot.quantile(.025)),
+                high=float(boot.quantile(.975)),
+                roc=float(auc),
                 median=float(r.raw.median()),
-        filtered=float(r.filtered.median()),geo=geo(r.raw),filtered_geo=geo(r.filtered))
+                filtered=float(r.filtered.median()),
+                geo=geo(r.raw),
+                filtered_geo=geo(r.filtered))
 
 # %% ../../nbs/weights/detection.ipynb #c019
 @full_precision()
