@@ -253,6 +253,7 @@ class AttentionWeights:
 @full_precision()
 def attention_weights(name="smollm2", # embedded name, folder, Hugging Face id, or a model from `load_model`
                       processing:str="raw", # "raw" or "folded"
+                      *,
                       center_writing:bool=False, # remove the mean from what heads write; LayerNorm models only
                       revision:str|None=None, # of a hub id
                      )->AttentionWeights: # raises `ModelError` or `CheckpointError`

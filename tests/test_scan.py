@@ -32,7 +32,7 @@ def test_scan_equals_compose(kind, group, rows, tmp_path, monkeypatch):
     t = read_scan(scan(w, tmp_path/"o", Scan(top=0)))
     c = compose(w)
     for m in modes:
-        q = benjamini_hochberg(torch.cat([p.flatten() for p in p_values(c[m], w.shape.d_model)]))
+        q = benjamini_hochberg(torch.cat([p.flatten() for p in p_values(c[m])]))
         mine = t[t["mode"] == m]
         assert len(mine) == sum(x.numel() for x in c[m].layers)
         for reader in ("1.0", "2.3"):
@@ -56,7 +56,7 @@ def test_columns_and_summary(folder, tmp_path):
     assert list(t.columns) == "model revision processing mode src_layer src_head src_component dst_layer dst_head score z p q share degenerate group".split()
     assert set(t.processing) == {"raw"} and (t.groupby(["mode", "dst_layer", "dst_head"], observed=True).size() == 5).all()
     info = json.loads((out/"scan.json").read_text())
-    assert info["provenance"]["sha256"] and info["tests"] == {m: sum(x.numel() for x in compose(attention_weights(str(folder)), m)[m].layers) for m in modes}
+    assert info["provenance"]["sha256"] and info["tests"] == {m: sum(x.numel() for x in compose(attention_weights(str(folder)), m).layers) for m in modes}
     assert info["strongest"]["Q"][0]["z"] == pytest.approx(float(t[t["mode"] == "Q"].z.max()), rel=1e-3)
     page = scan_page(out).read_text()
     assert "http://" not in page.split("</style>")[1].split("<script")[0] and "Who could be heard" in page

@@ -138,7 +138,7 @@ def test_a_config_of_four_numbers(tmp_path, name):
                        t[f"{prefix}layers.0.self_attn.q_proj.weight"][3*256:4*256].T)
     S, V = write_directions(w[1]) # heads wider than the stream
     assert S.shape == (8, 64) and V.shape == (8, 64, 64)
-    c = compose(w, "V")["V"]
+    c = compose(w, "V")
     full = lambda l, h: w[l].W_V[h//2].double()@w[l].W_O[h].double()
     close(c.heads()[0, 5, 1, 2].double(), (full(0, 5)@full(1, 2)).norm()/full(0, 5).norm()/full(1, 2).norm())
 
@@ -285,7 +285,7 @@ def test_scan_leaves_out_and_says_so(tmp_path):
     assert "Left out of 48 writers" in left_out(info) and "Left out of 48 writers" in scan_page(out).read_text()
     every = read_scan(scan(w, tmp_path/"b", Scan("QV", top=0, min_share=0)))
     assert set(every.groupby(["mode", "dst"]).size()) <= {12, 36} and every.score.notna().all()
-    c = compose(w, "Q")["Q"]
+    c = compose(w, "Q")
     mine = t[(t["mode"] == "Q")&(t.dst == "2.1")].sort_values("score", ascending=False)
     assert c.ranking("2.1", min_share=1/12).src.tolist()[:4] == mine.src.tolist()
     whole = read_scan(scan(w, tmp_path/"c", Scan("QV", level="head")))
@@ -349,7 +349,7 @@ def recipes(tmp_path_factory):
         num_attention_heads=4), shared_directions(reader_gram(W), 1.5)
     n, y = iter(range(10**6)), component_scores(V.flatten(0, 1), M)
     eye, bins = torch.eye(40), torch.ones(60_000, dtype=torch.long)
-    rows, table = screen(q, 40, q=1., z=2.), null_table(lam, 40)
+    rows, table = screen(q, q=1., z=2.), null_table(lam, 40)
     def scanned(): return read_scan(scan(weights_in_memory(W.layers), sheet/f"{next(n)}",
                                          Scan(top=5))).drop(columns=["model"])
     calls = dict(family_of=None, shape_of=None, config_object=None, full_config=None, read_scan=None,
@@ -370,15 +370,15 @@ def recipes(tmp_path_factory):
         baseline=lambda: [baseline(W, "Q", m) for m in ("pk", "cka", "procrustes")],
         rotation=lambda: rotation(type("R", (), dict(config=config)), 0, 3)(M[0, :, :10]),
         isotropic_tail=lambda: isotropic_tail(lam, y[0].square()*2, 40), isotropic_p=lambda: isotropic_p(y, lam, 40),
-        null_table=lambda: null_table(lam, 40), look_up=lambda: look_up(y, *table), p_values=lambda: p_values(q, 40),
+        null_table=lambda: null_table(lam, 40), look_up=lambda: look_up(y, *table), p_values=lambda: p_values(q),
         benjamini_hochberg=lambda: benjamini_hochberg(y.double()),
-        screen=lambda: screen(q, 40, q=1., z=2.), rotation_null=lambda: rotation_null(V[0], lam[0], 5),
+        screen=lambda: screen(q, q=1., z=2.), rotation_null=lambda: rotation_null(V[0], lam[0], n=5),
         merge_directions=lambda: merge_directions(V.flatten(0, 1)),
         collect=lambda: collect(rows, lambda names: V.flatten(0, 1)[:len(names)], q.provenance),
         find_channels=lambda: find_channels(q, W, z=2., q=1.), strongest_pairs=lambda: strongest_pairs(q),
         trace_back=lambda: trace_back(c, "2.0", z=1.), edge_ranks=lambda: edge_ranks(x, edges),
-        precision_and_roc=lambda: precision_and_roc(x, edges), resamples=lambda: resamples(3, 4, edges, 9),
-        measure=lambda: measure(x, edges, 50), loudest=lambda: loudest(q), board_scores=lambda: board_scores(W, "Q"),
+        precision_and_roc=lambda: precision_and_roc(x, edges), resamples=lambda: resamples(3, 4, edges, n=9),
+        measure=lambda: measure(x, edges, n=50), loudest=lambda: loudest(q), board_scores=lambda: board_scores(W, "Q"),
         reader_gram=lambda: reader_gram(W), shared_directions=lambda: shared_directions(reader_gram(W)),
         without=lambda: without(P)(M), far_sides=lambda: far_sides(W)(2, "Q"),
         loud_and_broad=lambda: loud_and_broad(q), against_background=lambda: against_background({"Q": x}),

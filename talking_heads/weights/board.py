@@ -31,6 +31,7 @@ def _strongest(heads:pd.DataFrame, cls:str, most:int)->list[Head]:
     return [parse_head(n) for n in called.reindex(order).name[:most]]
 
 def class_edges(heads:pd.DataFrame, # from `find_heads`
+                *,
                 most:int=8, # heads of each class, the strongest
                )->dict: # mode to pairs (writer, reader)
     "Pairs of heads that should talk, by their classes"
@@ -62,6 +63,7 @@ def _causal_ranks(x:Tensor)->Tensor: # (src_layer src_head dst_layer dst_head) 1
 # %% ../../nbs/weights/board.ipynb #c008
 def permuted_p(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
                edges:list, # known pairs
+               *,
                n:int=999, # permutations
                seed:int=0, # of the permutations
               )->float: # between 1/(n+1) and 1
@@ -80,14 +82,15 @@ def _interval(resampled:Tensor)->list: return [float(end) for end in central_95(
 
 def board_evidence(c:Composition, # of one mode
                    edges:list, # known pairs of that mode
+                   *,
                    seed:int=0, # of resampling and permutations
                   )->dict: # average precision of components and heads, `lift` between them, `p`, median ranks
     "Do components find the known pairs, and better than whole heads?"
     component,head = loudest(c),c.heads()
     L,H = c.shape[:2]
-    boot = resamples(L,H,edges,1000,seed)
+    boot = resamples(L,H,edges,seed=seed)
     ap = [precision_and_roc(x,edges)[0].item() for x in (component,head)]
-    resampled = [precision_and_roc(x,edges,boot)[0] for x in (component,head)]
+    resampled = [precision_and_roc(x,edges,counts=boot)[0] for x in (component,head)]
     ranks = [float(edge_ranks(x,edges).raw.median()) for x in (component,head)]
     return dict(n_edges=len(edges),
                 component=ap[0],
@@ -112,6 +115,7 @@ def isotropic_shares(spectrum:Tensor, # (component) shares of the reader's squar
                      S:Tensor, # (component) singular values of the writer
                      d_model:int, # size of the residual stream
                      rng:np.random.Generator,
+                     *,
                      n:int=200, # writers
                     )->Tensor: # (writer) between 0 and 1
     "`loudest_share` for writers whose directions are random"
@@ -133,7 +137,7 @@ def _pair_shares(c:Composition, a:Head, b:Head, known:set)->tuple[float,float]:
 
 def concentration(c:Composition, # of one mode
                   edges:list, # known pairs of that mode
-                  d_model:int, # size of the residual stream
+                  *,
                   seed:int=0, # of random writers and bootstrap
                  )->dict: # `share`, `random` (isotropic writers), `excess` (over other readers), with intervals
     "How much of what known pairs say goes through one component"
@@ -141,7 +145,7 @@ def concentration(c:Composition, # of one mode
     for a,b in edges: known.setdefault(a,set()).add(b)
     for a,b in edges:
         own,others = _pair_shares(c,a,b,known[a])
-        random = isotropic_shares(c.spectra[b.layer,b.head],c.S[a.layer,a.head],d_model,rng)
+        random = isotropic_shares(c.spectra[b.layer,b.head],c.S[a.layer,a.head],c.d_model,rng)
         rows.append((own,float(random.mean()),own-others))
     out = dict(n=len(edges))
     for name,ci,x in zip(("share","random","excess"),("ci","random_ci","excess_ci"),zip(*rows)):
@@ -152,10 +156,10 @@ def concentration(c:Composition, # of one mode
 # %% ../../nbs/weights/board.ipynb #c013
 components_rule = "folded, as W_O writes them" # what provenance says of components that are removed, scaled or steered
 
-def _judged_pairs(cs:dict, edges:dict, d_model:int, seed:int)->dict:
+def _judged_pairs(cs:dict, edges:dict, seed:int)->dict:
     "The numbers that rules read"
-    return dict(concentration={m:concentration(cs[m],e,d_model,seed) for m,e in edges.items()},
-                board={m:board_evidence(cs[m],e,seed) for m,e in edges.items()})
+    return dict(concentration={m:concentration(cs[m],e,seed=seed) for m,e in edges.items()},
+                board={m:board_evidence(cs[m],e,seed=seed) for m,e in edges.items()})
 
 def _listed(c:Composition, top:int)->list:
     "The strongest pairs of one mode"
@@ -166,6 +170,7 @@ def _listed(c:Composition, top:int)->list:
 def weights_evidence(weights:AttentionWeights, # from `attention_weights`
                      edges:dict, # mode to known pairs, perhaps none
                      source:str|None=None, # where the edges come from
+                     *,
                      seed:int=0, # of all resampling
                      top:int=8, # strongest pairs listed for each mode
                      least:int=2, # fewest pairs on which a mode is tested
@@ -181,9 +186,9 @@ def weights_evidence(weights:AttentionWeights, # from `attention_weights`
     out = dict(processing=weights.processing,n_layers=w.n_layers,n_heads=w.n_heads,
                board_edges=source if edges else None,
                strongest={m:_listed(c,top) for m,c in cs.items()},
-               **_judged_pairs(cs,edges,w.d_model,seed))
+               **_judged_pairs(cs,edges,seed))
     if beside is None: return out
-    other = _judged_pairs(compose(beside),edges,w.d_model,seed) if edges else dict(concentration={},board={})
+    other = _judged_pairs(compose(beside),edges,seed) if edges else dict(concentration={},board={})
     return out|dict(beside=dict(processing=beside.processing,**other))
 
 # %% ../../nbs/weights/board.ipynb #c045

@@ -58,6 +58,7 @@ def isotropic_tail(lam:Tensor, # (... component) shares of a reader's squared si
 @full_precision()
 def null_table(lam:Tensor, # (reader component) from `spectrum`
                d_model:int, # dimension of the stream
+               *,
                n:int=256, # points of the grid
               )->tuple[Tensor,Tensor]: # both (reader n)
     "log p of each reader on an even grid of scores from 0 to the largest it can give"
@@ -91,10 +92,9 @@ def look_up(x:Tensor, # (... reader) scores
 # %% ../../nbs/weights/nulls.ipynb #c017
 @full_precision()
 def p_values(c:Composition, # from `compose`
-             d_model:int, # dimension of the stream
             )->tuple[Tensor,...]: # by reading layer, like `c.layers`
     "p of every score of a model against isotropic writers"
-    return tuple(isotropic_p(x,c.spectra[l],d_model) for l,x in enumerate(c.layers))
+    return tuple(isotropic_p(x,c.spectra[l],c.d_model) for l,x in enumerate(c.layers))
 
 # %% ../../nbs/weights/nulls.ipynb #c020
 def benjamini_hochberg(p:Tensor, # any shape; NaN where nothing was tested
@@ -109,13 +109,13 @@ def benjamini_hochberg(p:Tensor, # any shape; NaN where nothing was tested
 # %% ../../nbs/weights/nulls.ipynb #c022
 @full_precision()
 def screen(c:Composition, # from `compose`
-           d_model:int, # dimension of the stream
+           *,
            q:float=.01, # keep what has a q below this, over all pairs of this mode
            z:float=5., # and a robust z of at least this
            min_share:float|None=None, # and this share of its head; None for the rule of `share_floor`, 0 for everybody
           )->pd.DataFrame: # src, dst, mode, score, z, p, q, share, group by falling z
     "Pairs of component and reader that pass the screen"
-    p,floor = p_values(c,d_model),share_floor(d_model,min_share)
+    p,floor = p_values(c),share_floor(c.d_model,min_share)
     qs,at,rows = benjamini_hochberg(torch.cat([x.flatten() for x in p])),0,[]
     part,group = shares(c.S),degenerate_groups(c.S)
     for l,x in enumerate(c.layers):
@@ -133,6 +133,7 @@ def screen(c:Composition, # from `compose`
 @full_precision()
 def rotation_null(V:Tensor, # (writer d_model) unit write directions
                   lam:Tensor, # (component) the reader's spectrum
+                  *,
                   n:int=200, # rotations
                   seed:int=0, # of the rotations
                  )->Tensor: # (n) the loudest writer's score under each rotation
