@@ -11,7 +11,6 @@ __all__ = ['confidence', 'forecast_frame', 'forecast_lists', 'other_heads', 'new
 # %% ../../nbs/circuits/forecast.ipynb #c003
 from ..base.core import * # first: it silences a warning of the next imports
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 import pandas as pd, torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from ..hooks import *
 from ..tasks.contrasts import item_ids
 from ..interventions import *
 from ..evaluation import *
+from ..base.store import *
 from .steering import *
 
 # %% ../../nbs/circuits/forecast.ipynb #c006
@@ -56,7 +56,7 @@ def forecast_frame(model, # from `load_model`
         if r.query!="END": raise TaskError(f"A forecast reads coordinates at END; this readout's query is {r.query}.")
         scores,at = prompt_scores(r),{}
         for s in spaces:
-            x = torch.cat([coordinates(r,model,V,h) for h,V in zip(s.heads,s.V)],-1) # (batch k)
+            x = s.coordinates(r,model) # (batch k)
             at |= dict(zip(s.names,x.T.numpy()))
         about = scores[["template","split","n_items","position","order"]]
         parts.append(about.assign(fail=~scores[measure],**_sure(r),**at))
@@ -358,7 +358,7 @@ def forecast_results(f:Forecast,
     return out|dict(worst=[{k:int(v) if k in whole else float(v) for k,v in r.items()} for r in worst])
 
 # %% ../../nbs/circuits/forecast.ipynb #c038
-_rows = Path(str(files("talking_heads")/"models"/"smollm2_forecast.parquet"))
+_rows = study_file("smollm2_forecast.parquet")
 
 def _spaces(weights, names)->list: # the channel, other heads in turn, random components of the same heads
     "Whose coordinates are read in the study"
