@@ -17,9 +17,10 @@ from talking_heads.base.core import *
 from talking_heads.weights.nulls import *
 from talking_heads.weights.scan import *
 from talking_heads.svd import *
+from talking_heads.commands import th_scan
 
 bin = Path(sys.executable).parent
-def th(*args): return subprocess.run([str(bin/"th_scan"), *map(str, args)], capture_output=True, text=True, timeout=300)
+def th(*args): return tiny.called(th_scan, *args)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory): return tiny.save("llama", tmp_path_factory.mktemp("model")/"llama")
@@ -130,7 +131,9 @@ def test_readers_in_several_layers(folder, tmp_path):
     assert t.dst.tolist() == ["1.0"]*2+["2.3"]*2
 
 def test_command(folder, tmp_path):
-    r = th(folder, "--out", tmp_path/"o", "--reader", "2.1", "--modes", "qk", "--rope-distance", 3, "--top", 6)
+    "The script itself, in a process of its own"
+    args = [folder, "--out", tmp_path/"o", "--reader", "2.1", "--modes", "qk", "--rope-distance", 3, "--top", 6]
+    r = subprocess.run([str(bin/"th_scan"), *map(str, args)], capture_output=True, text=True, timeout=300)
     assert r.returncode == 0, r.stderr
     for f in ("scan.parquet", "scan.json", "scan.html"): assert str(tmp_path/"o"/f) in r.stdout and (tmp_path/"o"/f).stat().st_size
     assert json.loads((tmp_path/"o"/"scan.json").read_text())["provenance"]["distance"] == 3

@@ -49,7 +49,8 @@ def store_paths(model, # SmolLM2 from `load_model`
     rows = f.round(5).to_dict("list")
     what = ("fall of the mover's inhibition score when its query alone gets "
         "the sender's output at END from an abc partner")
-    return write_json(dict(what=what,sha256=model.checkpoint.sha256,n=n,seed=0,versions=versions(),rows=rows),study_file(_study))
+    made = dict(what=what,sha256=model.checkpoint.sha256,n=n,seed=0,versions=versions(),rows=rows)
+    return write_json(made,study_file(_study))
 
 def stored_paths()->pd.DataFrame: # one row per path: src dst effect low high n
     "The table in the package"

@@ -35,7 +35,7 @@ class Subspace:
     def __repr__(self): return f"Subspace of {len(self)} dimensions: {', '.join(self.names)}"
     @property
     def first(self)->int: return min(h.layer for h in self.heads)
-    def coordinates(self, z, model)->Tensor: # z: as `coordinates` takes it for all heads; (batch k), in the order of `names`
+    def coordinates(self, z, model)->Tensor: # z of all heads, or a `Readout`; (batch k), in the order of `names`
         return torch.cat([coordinates(z,model,V,h) for h,V in zip(self.heads,self.V)],-1)
 
 # %% ../../nbs/circuits/steering.ipynb #c006

@@ -169,7 +169,7 @@ def trace_back(scores, # from `compose`: of one mode, or of several by mode
                z:float=5., # smallest robust z
                min_share:float|None=None, # smallest share of its head; None for the rule of `share_floor`
               )->pd.DataFrame: # one row per pair: src dst src_layer dst_layer mode writer score z step
-    "Who speaks to a head, who speaks to those, and so on"
+    "Who writes for a head, who writes for those, and so on"
     if isinstance(scores,Composition): scores = {scores.mode:scores}
     if not steps or not all(steps):
         raise HeadError("Each step back needs a mode. Give at least one step, such as ('Q',).")

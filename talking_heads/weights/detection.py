@@ -105,7 +105,8 @@ def measure(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
            )->dict:
     "All measures of one method, with a 95% interval over readers for average precision"
     ap,auc = precision_and_roc(x,edges)
-    boot = precision_and_roc(x,edges,counts=resamples(*x.shape[:2],edges,n=n,seed=seed))[0] if n else torch.full((1,),torch.nan)
+    counts = resamples(*x.shape[:2],edges,n=n,seed=seed)
+    boot = precision_and_roc(x,edges,counts=counts)[0] if n else torch.full((1,),torch.nan)
     r,geo = edge_ranks(x,edges),lambda v: float(np.exp(np.log(v).mean()))
     return dict(ap=float(ap),
                 low=float(boot.quantile(.025)),
