@@ -259,6 +259,7 @@ def test_a_rotation_among_equal_singular_values_changes_nothing(seed):
         for l in (1, 2):
             close(a[m].layers[l], b[m].layers[l])
             assert (a[m].layers[l][:, :, 1:4]-a[m].layers[l][:, :, 1:2]).abs().max() == 0
+        if m != modes[seed%3]: continue # tables and channels in one mode each time
         x, y = (c[m].ranking("2.1").set_index("src").sort_index() for c in (a, b))
         for k in ("score", "share"): close(torch.tensor(x[k].to_numpy()), torch.tensor(y[k].to_numpy()))
         assert (x["group"] == y["group"]).all() and x.loc["0.0.2", "group"] == 1 and x.loc["0.0.2",
