@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ioi_templates', 'ioi_names', 'ioi_places', 'ioi_objects', 'ioi_twins', 'list_templates', 'held_out', 'number_words',
            'list_items', 'answer_measures', 'ioi_splits', 'ioi_task', 'list_splits', 'list_task', 'Prompt', 'Prompts',
-           'fill_template', 'single_tokens', 'word_ids', 'usable_words', 'bos_ids', 'Draft', 'build_prompts', 'ioi',
-           'same_positions', 'corrupt', 'enumeration', 'mention_order', 'list_text', 'laundry_list', 'Measure',
-           'answer_scores', 'Task']
+           'in_order', 'fill_template', 'single_tokens', 'word_ids', 'usable_words', 'bos_ids', 'Draft',
+           'build_prompts', 'ioi', 'same_positions', 'corrupt', 'enumeration', 'mention_order', 'list_text',
+           'laundry_list', 'Measure', 'answer_scores', 'Task']
 
 # %% ../nbs/00_data.ipynb #c003
 import html, random
@@ -141,6 +141,14 @@ def where(self:Prompts, **info, # values that `Prompt.info` must have
          )->Prompts:
     "The prompts whose info matches, e.g. `where(order='ABBA')`"
     return self[[i for i,p in enumerate(self) if all(p.info.get(k)==v for k,v in info.items())]]
+
+# %% ../nbs/00_data.ipynb #da14
+def in_order(parts, # tensors (rows ...) of one batch after the other
+             groups, # the indices of their rows, as `Prompts.groups` gives them
+            )->Tensor: # (all rows ...)
+    "Rows of batches, put back in the order of the prompts"
+    back = torch.tensor([i for g in groups for i in g]).argsort()
+    return torch.cat(list(parts))[back]
 
 # %% ../nbs/00_data.ipynb #c015
 @patch

@@ -425,13 +425,11 @@ def readout(model:TransformerBridge, # from `load_model`
     "One forward pass over `prompts`, and what it leaves behind"
     check_prompts(model,prompts)
     to,key_pos,(query,) = check_roles(prompts,to),role_positions(prompts,to),one_role(prompts,query)
-    query_pos,parts,order = prompts.pos(query),[],[]
-    for g in progress(prompts.groups(batch_size), f"{prompts.task} forward"):
+    query_pos,groups,parts = prompts.pos(query),prompts.groups(batch_size),[]
+    for g in progress(groups, f"{prompts.task} forward"):
         parts.append(_read_group(model, prompts[g].tokens, query_pos[g], key_pos[g]))
-        order += g
-    back = torch.tensor(order).argsort()
-    join = lambda k: torch.cat([p[k] for p in parts])[back]
-    scales = {k:torch.cat([p["scales"][k] for p in parts])[back] for k in parts[0]["scales"]}
+    def join(k): return in_order([p[k] for p in parts],groups)
+    scales = {k:in_order([p["scales"][k] for p in parts],groups) for k in parts[0]["scales"]}
     return Readout(prompts, query, join("logits"), join("attention"), to, join("z"), scales)
 
 # %% ../nbs/01_hooks.ipynb #c027
@@ -460,8 +458,7 @@ def joined_readouts(prompts:Prompts, # all of them
                     order:list, # index in `prompts` of each row of the parts, one part after the other
                    )->Readout:
     "Readouts of parts, put back in the order of `prompts`"
-    back = torch.tensor(order).argsort()
-    cat = lambda f: torch.cat([f(p) for p in parts])[back]
+    def cat(f): return in_order([f(p) for p in parts],[order])
     scales = {k:cat(lambda p: p.scales[k]) for k in parts[0].scales}
     logits,attention,z = (cat(lambda p: getattr(p,k)) for k in ("logits","attention","z"))
     return Readout(prompts, parts[0].query, logits, attention, parts[0].roles, z, scales)

@@ -13,6 +13,7 @@ from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.hooks import load_model, readout, task_args
 from talking_heads.interventions import edited
+from talking_heads.base.store import stored_study
 from talking_heads.edits.lifting import *
 from talking_heads.edits.proposals import *
 from talking_heads.edits import lifting as lib
@@ -279,7 +280,7 @@ def test_search_returns_none_when_nothing_meets_the_budget(toy):
 def test_stored_study_is_of_this_model():
     "The table in the package was made with the embedded SmolLM2, by whole-weight runs of at least 200 prompts per point"
     from talking_heads.base.checkpoints import find_checkpoint
-    stored = json.loads(lib._table.read_text())
+    stored = stored_study("smollm2_lifting.json")
     assert stored["sha256"] == find_checkpoint("smollm2").sha256
     for a in stored["arms"]: assert a["provenance"]["sha256"] == stored["sha256"] and len(a["code"]) == 64 and a["settings"]["seed"] == a["seed"]
     rows = stored_lifting()

@@ -11,7 +11,6 @@ __all__ = ['confidence', 'forecast_frame', 'forecast_lists', 'other_heads', 'new
 # %% ../../nbs/circuits/forecast.ipynb #c003
 from ..base.core import * # first: it silences a warning of the next imports
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 import pandas as pd, torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from ..hooks import *
 from ..tasks.contrasts import item_ids
 from ..interventions import *
 from ..evaluation import *
+from ..base.store import *
 from .steering import *
 
 # %% ../../nbs/circuits/forecast.ipynb #c006
@@ -56,7 +56,7 @@ def forecast_frame(model, # from `load_model`
         if r.query!="END": raise TaskError(f"A forecast reads coordinates at END; this readout's query is {r.query}.")
         scores,at = prompt_scores(r),{}
         for s in spaces:
-            x = torch.cat([coordinates(r,model,V,h) for h,V in zip(s.heads,s.V)],-1) # (batch k)
+            x = s.coordinates(r,model) # (batch k)
             at |= dict(zip(s.names,x.T.numpy()))
         about = scores[["template","split","n_items","position","order"]]
         parts.append(about.assign(fail=~scores[measure],**_sure(r),**at))
@@ -104,6 +104,7 @@ def newton(X:Tensor, # (n k) standardised columns
            ridge=10., # penalty on squared weights, one or (k); the intercept is free
           )->Tensor: # (1+k) intercept and weights, in double precision
     "Ridge logistic regression by Newton's method, each step halved until the loss falls"
+    # By hand: scikit-learn has one penalty for all columns, SciPy's minimisers stop up to 2e-8 short of the optimum.
     X = _numbers(X,"columns")
     P = torch.cat([torch.zeros(1),torch.as_tensor(ridge).expand(X.shape[1])]).double()
     if bool((P[1:]<=0).any()): raise TalkingHeadsError(f"A ridge of {float(P[1:].min())} leaves separable data without "
@@ -205,6 +206,7 @@ def auroc_draws(scores:list, # of (n) forecasts of the same prompts
                 times:int=1000, # resamples
                )->Tensor: # (forecast times)
     "AUROC of several forecasts on the same resamples of the prompts"
+    # By hand, as pairs within groups: libraries rank all prompts together, and one resample at a time.
     same,count = _pairs(fail,group),_resampled(len(fail),group,times,seed)
     a,b = count[:,fail],count[:,~fail]
     total = ((a@same)*b).sum(-1)
@@ -213,8 +215,8 @@ def auroc_draws(scores:list, # of (n) forecasts of the same prompts
 # %% ../../nbs/circuits/forecast.ipynb #c021
 def _middle(x:Tensor)->dict: # low, high
     "Central 95%; a resample without any pair is left out"
-    low,high = torch.nanquantile(x,torch.tensor([.025,.975]).double()).tolist()
-    return dict(low=low,high=high)
+    low,high = central_95(x[~x.isnan()])
+    return dict(low=float(low),high=float(high))
 
 def auroc_interval(score:Tensor, # (n) forecast risk
                    fail:Tensor, # (n) booleans
@@ -356,7 +358,7 @@ def forecast_results(f:Forecast,
     return out|dict(worst=[{k:int(v) if k in whole else float(v) for k,v in r.items()} for r in worst])
 
 # %% ../../nbs/circuits/forecast.ipynb #c038
-_rows = Path(str(files("talking_heads")/"models"/"smollm2_forecast.parquet"))
+_rows = study_file("smollm2_forecast.parquet")
 
 def _spaces(weights, names)->list: # the channel, other heads in turn, random components of the same heads
     "Whose coordinates are read in the study"

@@ -6,11 +6,10 @@
 __all__ = ['path_effects', 'store_paths', 'stored_paths']
 
 # %% ../../nbs/circuits/paths.ipynb #c003
-import json
-from importlib.resources import files
 from pathlib import Path
 import pandas as pd, torch
 from ..base.core import *
+from ..base.store import *
 from ..data import *
 from ..evaluation import interval
 from ..hooks import *
@@ -39,7 +38,7 @@ def path_effects(model, # from `load_model`
     return pd.DataFrame(rows).rename(columns={"mean":"effect"})
 
 # %% ../../nbs/circuits/paths.ipynb #c006
-_table = Path(str(files("talking_heads")/"models"/"smollm2_paths.json"))
+_study = "smollm2_paths.json"
 
 def store_paths(model, # SmolLM2 from `load_model`
                 readers:list, # its movers of one layer, from `find_heads`
@@ -50,8 +49,9 @@ def store_paths(model, # SmolLM2 from `load_model`
     rows = f.round(5).to_dict("list")
     what = ("fall of the mover's inhibition score when its query alone gets "
         "the sender's output at END from an abc partner")
-    return write_json(dict(what=what,sha256=model.checkpoint.sha256,n=n,seed=0,versions=versions(),rows=rows),_table)
+    made = dict(what=what,sha256=model.checkpoint.sha256,n=n,seed=0,versions=versions(),rows=rows)
+    return write_json(made,study_file(_study))
 
 def stored_paths()->pd.DataFrame: # one row per path: src dst effect low high n
     "The table in the package"
-    return pd.DataFrame(json.loads(_table.read_text())["rows"])
+    return pd.DataFrame(stored_study(_study)["rows"])

@@ -59,15 +59,13 @@ def run_variants(model, # from `load_model`
                 )->Variants:
     "Run every prompt in `n` variants that differ in what heads write at END"
     observers = check_heads(observers,model.cfg.n_layers,model.cfg.n_heads) if len(observers) else []
-    to,parts,order = check_roles(prompts,to) if observers else (),[],[]
+    to,parts = check_roles(prompts,to) if observers else (),[]
     if runs: check_runs(model,prompts,runs)
     groups = [g for g,_ in runs] if runs else prompts.groups(max(1,rows//n))
     for i,g in enumerate(progress(groups,"variants")):
         r = runs[i][1] if runs else Reruns(model,prompts[g])
         parts.append(_variant_group(r,prompts[g],g,changes,n,observers,to,logits))
-        order += g
-    back = torch.tensor(order).argsort()
-    return Variants(*(torch.cat(x)[back] for x in zip(*parts)))
+    return Variants(*(in_order(x,groups) for x in zip(*parts)))
 
 # %% ../../nbs/circuits/removal.ipynb #c008
 def _end_hook(f, g:list, n:int):
@@ -123,10 +121,8 @@ def head_components(weights:AttentionWeights, # from `attention_weights`
                    )->tuple[list,list]: # names such as "8.10.1", and (head, direction)
     "Every component that some heads can write"
     heads = check_heads(heads,weights.shape.n_layers,weights.shape.n_heads)
-    c = components(weights,one_layer(heads))
-    rank = lambda h: int((c.S[h.head]>1e-6*c.S[h.head,0]).sum())
-    each = [(h,i) for h in heads for i in range(rank(h))]
-    return [f"{h}.{i}" for h,i in each],[(h,c.Vh[h.head,i]) for h,i in each]
+    c,names = components(weights,one_layer(heads)),component_names(weights,heads)
+    return names,[(h,c.Vh[h.head,i]) for h,i in map(parse_component,names)]
 
 # %% ../../nbs/circuits/removal.ipynb #c019
 def falls(v:Variants, # of IOI prompts, the last variant intact

@@ -8,10 +8,8 @@ __all__ = ['Subspace', 'subspace', 'random_subspace', 'natural', 'steer', 'steer
 
 # %% ../../nbs/circuits/steering.ipynb #c003
 from ..base.core import * # first: it silences a warning of the next imports
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 import pandas as pd, torch
 from torch import Tensor
@@ -21,6 +19,8 @@ from ..svd import *
 from ..hooks import *
 from ..interventions import *
 from ..evaluation import *
+from ..tasks.contrasts import item_ids
+from ..base.store import *
 from .removal import *
 from .patching import *
 
@@ -35,6 +35,8 @@ class Subspace:
     def __repr__(self): return f"Subspace of {len(self)} dimensions: {', '.join(self.names)}"
     @property
     def first(self)->int: return min(h.layer for h in self.heads)
+    def coordinates(self, z, model)->Tensor: # z of all heads, or a `Readout`; (batch k), in the order of `names`
+        return torch.cat([coordinates(z,model,V,h) for h,V in zip(self.heads,self.V)],-1)
 
 # %% ../../nbs/circuits/steering.ipynb #c006
 def subspace(weights:AttentionWeights, # from `attention_weights`
@@ -103,7 +105,7 @@ def natural(model, # from `load_model`
            )->Tensor: # (batch k)
     "Coordinates that the model itself writes at END"
     z = readout(model,prompts,()).z if runs is None else _values_at_end(model,prompts,s,runs)
-    return check_finite(torch.cat([coordinates(z,model,V,h) for h,V in zip(s.heads,s.V)],-1), model, "coordinates")
+    return check_finite(s.coordinates(z,model), model, "coordinates")
 
 def _values_at_end(model, prompts:Prompts, s:Subspace, runs:list)->Tensor: # (batch layer head d_head)
     "Values of the heads of `s`, by the prefix caches; NaN in all other layers"
@@ -123,8 +125,7 @@ def _items(prompts:Prompts)->tuple[int,Tensor]: # N, (batch N) token ids in list
     sizes = {p.info.get("n_items") for p in prompts}
     if len(sizes)!=1 or None in sizes:
         raise TaskError("Steering needs Laundry List prompts of one length. Build them with laundry_list(n_items=...).")
-    ids = [dict(zip((p.answer,)+p.distractors,(p.answer_id,)+p.distractor_ids)) for p in prompts]
-    return sizes.pop(),torch.tensor([[d[w] for w in p.info["items"].split(",")] for d,p in zip(ids,prompts)])
+    return sizes.pop(),item_ids(prompts)
 
 def _in_list_order(choices:Tensor, prompts:Prompts)->Tensor: # (batch variant item)
     "Choices, which begin with the answer, in the order of the list"
@@ -259,10 +260,7 @@ def choose_components(model, # from `load_model`
                      )->list[str]: # by falling spread of the fitted coordinates, head by head
     "The components that a fit of whole heads uses most"
     heads = check_heads(heads,weights.shape.n_layers,weights.shape.n_heads)
-    def rank(h):
-        S = components(weights,h.layer).S[h.head]
-        return int((S>1e-6*S[0]).sum())
-    names = [f"{h}.{i}" for h in sorted(heads) for i in range(rank(h))]
+    names = component_names(weights,sorted(heads))
     whole = subspace(weights,names)
     spread = dict(zip(whole.names,fit_gradient(model,prompts,whole,**kw).std(0).tolist()))
     pick = lambda h: sorted((n for n in names if parse_component(n)[0]==h),key=lambda n:-spread[n])[:k]
@@ -335,8 +333,6 @@ def fit_grid(m:pd.DataFrame, # from `subspace_map` on training prompts
     return torch.tensor(best.sort_values("place")[xs].to_numpy(),dtype=torch.float32)
 
 # %% ../../nbs/circuits/steering.ipynb #c030
-_steering_table = Path(str(files("talking_heads")/"models"/"smollm2_steering.json"))
-
 def _arms(weights, names3:list, names8:list, n_items:int)->dict: # arm to subspace
     "What is compared at one list length"
     few,many = subspace(weights,names3),subspace(weights,names8)
@@ -373,12 +369,6 @@ def _study_rows(model, weights, names3, names8, n_items, info:dict, done:set)->l
         rows += [about|dict(template=t)|steering_scores(steer(model,p,s,values,movers,r)) for t,(p,r) in tests.items()]
     return rows
 
-# %% ../../nbs/circuits/steering.ipynb #c032
-def _begun(path:Path, info:dict)->dict:
-    "What an earlier run with the same settings left, if there was one"
-    old = json.loads(Path(path).read_text()) if Path(path).is_file() else {}
-    return old if all(old.get(k)==v for k,v in info.items()) else {}
-
 # %% ../../nbs/circuits/steering.ipynb #c032b
 def steering_study(model, # SmolLM2 from `load_model`
                    heads:list, # the two strongest inhibition heads, strongest first, from `find_heads`
@@ -388,13 +378,13 @@ def steering_study(model, # SmolLM2 from `load_model`
                    n_train:int=480, # prompts that coordinates are fitted on
                    steps:int=300, # of each fit by gradient
                    seed:int=0, # of prompts and fits
-                   path:Path=_steering_table,
+                   path:Path=study_file("smollm2_steering.json"),
                   )->Path:
     "Compute the stored table; what an interrupted run finished is kept"
     weights = attention_weights(model,"folded")
     info = dict(sha256=model.checkpoint.sha256,heads=list(map(str,heads)),movers=list(map(str,movers)),
         n=n,n_train=n_train,steps=steps,seed=seed)
-    old,train = _begun(path,info),laundry_list(**task_args(model),n_items=5,n=n_train,seed=seed+100)
+    old,train = begun_study(path,info),laundry_list(**task_args(model),n_items=5,n=n_train,seed=seed+100)
     chosen = old.get("chosen") or choose_components(model,weights,train,heads,4,steps=steps//2,seed=seed)
     few,rows = [c for c in chosen if parse_component(c)[0]==parse_head(heads[0])][:3],old.get("rows",[])
     for n_items in (None,*sizes): # what is chosen is written down first
@@ -406,4 +396,4 @@ def steering_study(model, # SmolLM2 from `load_model`
 # %% ../../nbs/circuits/steering.ipynb #c033
 def stored_steering()->dict: # provenance, `chosen` components and `rows`
     "The table in the package"
-    return json.loads(_steering_table.read_text())
+    return stored_study("smollm2_steering.json")

@@ -239,9 +239,8 @@ def _difference(a:Trace, b:Trace)->Trace:
 
 def _joined(parts:list)->Trace:
     "Traces of several recordings, back in the order of the prompts"
-    traces,order = [t for t,_ in parts],[i for _,g in parts for i in g]
-    back = torch.tensor(order).argsort()
-    def cat(f): return torch.cat([f(t) for t in traces])[back]
+    traces,groups = zip(*parts)
+    def cat(f): return in_order([f(t) for t in traces],groups)
     without = {s:cat(lambda t: t.without[s]) for s in traces[0].without}
     parts = {k:cat(lambda t: getattr(t,k)) for k in ("terms","own","attention")}
     return replace(traces[0],without=without,**parts)

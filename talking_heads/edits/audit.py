@@ -192,7 +192,7 @@ def _generate(model, plan:AuditPlan)->tuple: # of (prompt, continuation); a prom
 def _check_known(model, batch):
     "`TaskError` if more than one token in twenty is a word that the tokenizer lacks"
     share = unknown_share(model.tokenizer, getattr(batch,"tokens",batch))
-    if share>.05: raise TaskError(f"{share:.0%} of its tokens are words that this tokenizer lacks")
+    if share>most_unknown: raise TaskError(f"{share:.0%} of its tokens are words that this tokenizer lacks")
 
 def _make_all(model, plan:AuditPlan, areas)->tuple[dict,dict,dict]: # area to batches, to the reason for none, to notes
     "The prompts of every area that this model can read"

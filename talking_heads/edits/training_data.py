@@ -61,8 +61,7 @@ def lacks_words(model, # from `load_model`
                 tokens:Tensor, # of any shape
                )->bool:
     "Are more than one in twenty tokens unknown words?"
-    unk = model.tokenizer.unk_token_id
-    return unk is not None and float((tokens==unk).float().mean())>.05
+    return unknown_share(model.tokenizer,tokens)>most_unknown
 
 def _contrasts(upper, n_items, per, seed, window)->list:
     "Batches of the contrast suite's train forms; none where the tokenizer lacks their words"
