@@ -481,8 +481,7 @@ def path_patch(model:TransformerBridge, # from `load_model`
             one = prompts[g],choices[g],messages[g]
             parts.append(_patch_group(model, *one, senders, receivers, mode, role, observers, to))
             order += g
-    back = torch.tensor(order).argsort()
-    return tuple(torch.cat(x)[back] for x in zip(*parts))
+    return tuple(in_order(x,order) for x in zip(*parts))
 
 # %% ../../nbs/circuits/patching.ipynb #c076
 def _patch_group(model, prompts, choices, messages, senders, receivers, mode, role, observers, to,
