@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Change', 'Edit', 'OutputProjections', 'saved_originals', 'original_weights', 'active_edits', 'target_of',
            'check_target', 'undo_all', 'edited', 'parse_component', 'as_written', 'component_edit', 'subspace_edit',
-           'edit_hooks', 'readout_with_edit', 'edited_readout', 'coordinates', 'set_coordinates_hooks', 'random_like',
-           'load_edit']
+           'edit_hooks', 'readout_with_edit', 'edited_readout', 'coordinates', 'coordinate_maps',
+           'set_coordinates_hooks', 'random_like', 'load_edit']
 
 # %% ../nbs/04_interventions.ipynb #c003
 import hashlib, html, json, re, signal, threading, warnings
@@ -618,6 +618,15 @@ def coordinates(z, # (batch d_head) values of the head, (batch layer head d_head
     if z.ndim==4: z = z[:,h.layer,h.head]
     put = lambda x: torch.as_tensor(x).detach().to("cpu",torch.float64)
     return (put(z)@(put(o(h))@put(V).T)).to(z.device,torch.float32)
+
+# %% ../nbs/04_interventions.ipynb #i064b
+@full_precision()
+def coordinate_maps(W:Tensor, # (d_head d_model) a head's W_O
+                    V:Tensor, # (k d_model) orthonormal directions that the head can write
+                   )->tuple[Tensor,Tensor]: # reads (d_head k), backs (k d_head), in float64 on the CPU
+    "What turns a head's values into coordinates along `V`, and coordinates into values"
+    W,V = W.detach().to("cpu",torch.float64),V.to("cpu",torch.float64)
+    return W@V.T, V@torch.linalg.pinv(W)
 
 # %% ../nbs/04_interventions.ipynb #c065
 @full_precision()

@@ -260,8 +260,7 @@ def nest(model, edits, rng, depth):
 
 def step(model, edits, rng, monkeypatch):
     "One random thing that happens to a model"
-    what = rng.choice(["apply", "apply", "undo", "undo", "nest", "hooks", "flaky"])
-    before, active = snapshot(model), active_edits(model)
+    what, active = rng.choice(["apply", "apply", "undo", "undo", "nest", "hooks", "flaky"]), active_edits(model)
     if what == "apply": rng.choice(edits).apply(model)
     elif what == "undo" and active: rng.choice(active).undo(model)
     elif what == "undo":
@@ -272,6 +271,7 @@ def step(model, edits, rng, monkeypatch):
         except EditError: hooks = [] # an active edit may have turned the head's row space away
         with model.hooks(hooks): raise Stop
     else:
+        before = snapshot(model) # here alone: under `Interrupts` every call is slow
         with monkeypatch.context() as m:
             flaky(rng, m)
             try: rng.choice(edits).apply(model)
