@@ -566,8 +566,8 @@ class HeadClass:
         needs = {"writes":True, "directs":bool(self.of), "looks":self.pattern is not None}
         if self.how not in needs:
             raise TaskError(f"The class {self.name!r} is scored by {self.how!r}. Choose {', '.join(needs)}.")
-        if not needs[self.how]: raise TaskError(f"The class {self.name!r} needs "
-            f"{'the class that it acts on: of=' if self.how=='directs' else 'the pattern that it looks along: pattern='}.")
+        lacks = {"directs":"of, the class that it acts on", "looks":"pattern, along which it looks"}
+        if not needs[self.how]: raise TaskError(f"The class {self.name!r} needs {lacks[self.how]}.")
 
 # %% ../nbs/00_data.ipynb #t082
 def answer_scores(prompts:Prompts, # each with at least one distractor
@@ -629,6 +629,13 @@ def prompts(self:Task,
     if isinstance(made,Prompts) and made.task!=self.name: return replace(made,task=self.name)
     return made
 
+# %% ../nbs/00_data.ipynb #t086c
+@patch
+def check_own(self:Task, prompts)->None: # raises `TaskError` for prompts of another task
+    "Make sure that prompts are of this task"
+    theirs = getattr(prompts,"task","no task")
+    if theirs!=self.name: raise TaskError(f"These are prompts of {theirs!r}, not of the task {self.name!r}.")
+
 # %% ../nbs/00_data.ipynb #t087
 @patch
 def twins_of(self:Task,
@@ -645,12 +652,6 @@ def twins_of(self:Task,
         raise TaskError(f"The task {self.name!r} has no twins of the kind {how!r}. {_offers('kinds',self.twins)}")
     self.check_own(prompts)
     return same_positions(prompts, self.twin(prompts,how,seed))
-
-@patch
-def check_own(self:Task, prompts)->None: # raises `TaskError` for prompts of another task
-    "Make sure that prompts are of this task"
-    theirs = getattr(prompts,"task","no task")
-    if theirs!=self.name: raise TaskError(f"These are prompts of {theirs!r}, not of the task {self.name!r}.")
 
 @patch
 def measure(self:Task, name:str, # of a measure
