@@ -72,8 +72,8 @@ class AuditPlan:
 full = AuditPlan()
 quick = AuditPlan(text=32, ioi=120, lists=(5,), per_template=24, per_form=4, induction=8, new_tokens=12,
              per_held_out_template=200, per_held_out_form=24)
-look = AuditPlan(text=4, ioi=20, lists=(5,), per_template=4, per_form=1, induction=2, new_tokens=8,
-            per_held_out_template=8, per_held_out_form=8)
+look = AuditPlan(text=3, ioi=16, lists=(5,), per_template=3, per_form=1, induction=2, new_tokens=6,
+            per_held_out_template=6, per_held_out_form=5)
 
 # %% ../../nbs/edits/audit.ipynb #c008
 @dataclass(frozen=True, repr=False)
