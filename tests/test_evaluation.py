@@ -214,12 +214,12 @@ def test_holm_of_nothing_and_of_nonsense():
 # do the intervals keep their word?
 
 @pytest.fixture(scope="module")
-def study(): return coverage_study(times=150, seed=7)
+def study(): return coverage_study(times=400, seed=7)
 
 def test_intervals_cover_93_to_97(study):
-    "All that the notebook says is calibrated; nothing is outside by more than chance in 150 samples, where it takes a thousand"
+    "All that the notebook says is calibrated; nothing is outside by more than chance in 400 samples"
     s = study[~study.how.isin(["exact", "over prompts", "percentile over templates"]) & ((study.data != "rare changes") | (study.how == "studentised"))]
-    assert len(s) == 48 and (s.low <= .97).all() and (s.high >= .93).all() and s["mean"].between(.9, .995).all()
+    assert len(s) == 48 and (s.low <= .97).all() and (s.high >= .93).all() and s["mean"].between(.92, .98).all()
     assert s["mean"].mean() == pytest.approx(.95, abs=.01)
 
 def test_cautious_and_overconfident_intervals_are_as_the_notebook_says(study):

@@ -17,7 +17,6 @@ from pathlib import Path
 import pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
-from transformer_lens.utilities.statistics import success_rate_ci
 from ..data import *
 from ..hooks import *
 from ..hooks import check_prompts, last_logits_only
@@ -304,9 +303,9 @@ def paired_interval(before:Tensor, # (n) scores, or booleans
         return dict(change=float((after-before).double().mean()), low=float(low), high=float(high))
     moved = bool((before!=after).any()) if moved is None else moved
     if not moved: return dict(change=0., low=0., high=0.)
-    won,lost = (success_rate_ci(x.tolist(), confidence=.975) for x in (after&~before,before&~after))
-    change = won.point_estimate-lost.point_estimate
-    return dict(change=change, low=won.ci_low-lost.ci_high, high=won.ci_high-lost.ci_low)
+    n,won,lost = len(before),int((after&~before).sum()),int((before&~after).sum())
+    (won_low,won_high),(lost_low,lost_high) = (exact_bounds(k,n,.975) for k in (won,lost))
+    return dict(change=won/n-lost/n, low=won_low-lost_high, high=won_high-lost_low)
 
 # %% ../../nbs/edits/audit.ipynb #c030
 def _change_row(g:pd.DataFrame, moved:bool, seed:int)->dict:
