@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ioi_templates', 'ioi_names', 'ioi_places', 'ioi_objects', 'ioi_twins', 'list_templates', 'held_out', 'number_words',
-           'list_items', 'answer_measures', 'ioi_splits', 'ioi_task', 'list_splits', 'list_task', 'Prompt', 'Prompts',
-           'in_order', 'fill_template', 'single_tokens', 'word_ids', 'usable_words', 'bos_ids', 'Draft',
-           'build_prompts', 'ioi', 'same_positions', 'corrupt', 'enumeration', 'mention_order', 'list_text',
-           'laundry_list', 'Measure', 'answer_scores', 'Task']
+           'list_items', 'answer_measures', 'ioi_splits', 'ioi_classes', 'ioi_task', 'list_splits', 'list_task',
+           'Prompt', 'Prompts', 'in_order', 'fill_template', 'single_tokens', 'word_ids', 'usable_words', 'bos_ids',
+           'Draft', 'build_prompts', 'ioi', 'same_positions', 'corrupt', 'enumeration', 'mention_order', 'list_text',
+           'laundry_list', 'Measure', 'HeadClass', 'answer_scores', 'Task']
 
 # %% ../nbs/00_data.ipynb #c003
 import html, random
@@ -559,6 +559,24 @@ answer_measures = (Measure("correct","is the answer ahead of every distractor?",
                    Measure("top1","is the answer ahead of the whole vocabulary?",share=True),
                    Measure("logit_diff","logit of the answer minus that of the strongest distractor"))
 
+# %% ../nbs/00_data.ipynb #t081b
+@dataclass(frozen=True)
+class HeadClass:
+    "A class of heads that shows on a task, and the rule by which a head is called one; raises `TaskError`"
+    name:str # in tables
+    how:str # "writes" for the answer, "directs" the attention of another class, or "looks" along a pattern
+    floor:float # least score: a part of what all heads reach together; of "looks", attention from 0 to 1
+    sign:int=1 # of "writes": -1 for heads that write against the answer
+    of:str="" # of "directs": name of the class whose heads are watched
+    pattern:Callable|None=None # of "looks": tokens (pos) to (pos pos), 1 where such a head looks
+
+    def __post_init__(self):
+        needs = {"writes":True, "directs":bool(self.of), "looks":self.pattern is not None}
+        if self.how not in needs:
+            raise TaskError(f"The class {self.name!r} is scored by {self.how!r}. Choose {', '.join(needs)}.")
+        lacks = {"directs":"of, the class that it acts on", "looks":"pattern, along which it looks"}
+        if not needs[self.how]: raise TaskError(f"The class {self.name!r} needs {lacks[self.how]}.")
+
 # %% ../nbs/00_data.ipynb #t082
 def answer_scores(prompts:Prompts, # each with at least one distractor
                   logits:Tensor, # (batch d_vocab) at END
@@ -586,10 +604,11 @@ class Task:
     measures:tuple=answer_measures # of `Measure`
     score:Callable=answer_scores # (prompts, logits at END), or (windows, loss of each next token), to one row each
     groups:tuple=("template",) # columns of the scores that group prompts
-    roles:tuple=() # that every prompt has, beside END
+    roles:tuple=() # that every prompt has, beside END; the first holds the answer
     twin:Callable|None=None # (prompts, how, seed) to their counterfactual twins; None: it has none
     twins:dict=field(default_factory=dict) # kind of twin to what it changes
     windows:bool=False # does it make windows of tokens, scored by the loss of each token, rather than prompts?
+    classes:tuple=() # of `HeadClass`, what `find_heads` looks for; each `directs` after the class that it acts on
 
     def __repr__(self): return f"Task {self.name}: {self.about}"
 
@@ -618,6 +637,13 @@ def prompts(self:Task,
     if isinstance(made,Prompts) and made.task!=self.name: return replace(made,task=self.name)
     return made
 
+# %% ../nbs/00_data.ipynb #t086c
+@patch
+def check_own(self:Task, prompts)->None: # raises `TaskError` for prompts of another task
+    "Make sure that prompts are of this task"
+    theirs = getattr(prompts,"task","no task")
+    if theirs!=self.name: raise TaskError(f"These are prompts of {theirs!r}, not of the task {self.name!r}.")
+
 # %% ../nbs/00_data.ipynb #t087
 @patch
 def twins_of(self:Task,
@@ -632,8 +658,7 @@ def twins_of(self:Task,
     how = next(iter(self.twins)) if how is None else how
     if how not in self.twins:
         raise TaskError(f"The task {self.name!r} has no twins of the kind {how!r}. {_offers('kinds',self.twins)}")
-    if getattr(prompts,"task",None)!=self.name:
-        raise TaskError(f"These are prompts of {getattr(prompts,'task','no task')!r}, not of the task {self.name!r}.")
+    self.check_own(prompts)
     return same_positions(prompts, self.twin(prompts,how,seed))
 
 @patch
@@ -662,7 +687,7 @@ def _repr_html_(self:Task):
     told = lambda d: [f"{k}: {v}" for k,v in d.items()]
     rows = [row("splits",told(self.splits)), row("options",told(self.options)), row("twins",told(self.twins)),
             row("measures",[f"{m.name}: {m.words}" for m in self.measures]), row("groups",self.groups),
-            row("roles",self.roles)]
+            row("roles",self.roles), row("classes of heads",[c.name for c in self.classes])]
     return f"<p><b>{html.escape(repr(self))}</b></p><table><tbody>{''.join(rows)}</tbody></table>"
 
 # %% ../nbs/00_data.ipynb #t090
@@ -673,10 +698,13 @@ def _make_ioi(tokenizer, n, seed, split, bos, templates=None)->Prompts:
     if templates is not None and split!="all": raise TaskError("Give the task 'ioi' a split or templates, not both.")
     return ioi(tokenizer, n, seed, bos, list(ioi_splits[split]) if templates is None else templates)
 
+ioi_classes = (HeadClass("mover","writes",.05), HeadClass("negative_mover","writes",.05,sign=-1),
+               HeadClass("inhibition","directs",.05,of="mover"))
+
 ioi_task = Task("ioi", "indirect object identification: which of two names was not repeated?", _make_ioi,
                 splits=dict(zip(ioi_splits,("all templates","the first ten templates","the last five templates"))),
                 options={"templates":"indices into `ioi_templates`"}, groups=("template","order"),
-                roles=("IO","S1","S2"), twin=corrupt, twins=ioi_twins)
+                roles=("IO","S1","S2"), twin=corrupt, twins=ioi_twins, classes=ioi_classes)
 
 # %% ../nbs/00_data.ipynb #t091
 list_splits = {"all":tuple(list_templates), "train":tuple(t for t in list_templates if t not in held_out),

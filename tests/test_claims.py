@@ -377,7 +377,8 @@ def test_scores_beside_change_no_verdict():
 
 def test_no_inhibition_head_without_inhibition(tmp_path):
     "Where the untouched score's interval includes 0, a fall of it is noise and no head is called"
-    from talking_heads.circuits.finding import _inhibition_rows
+    from talking_heads.circuits.finding import _director_rows
+    from talking_heads.data import ioi_task
     from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
     from talking_heads.circuits.finding import inhibition_score
     from talking_heads.hooks import load_model, readout, task_args
@@ -387,7 +388,7 @@ def test_no_inhibition_head_without_inhibition(tmp_path):
     for h in range(4):
         intact = inhibition_score(att[:, [2], [h]]).double()
         there = bool(bootstrap_ci(intact, generator=derive_generator(0, "intact"))[0] > 0)
-        rows = _inhibition_rows(model, prompts, [Head(2, h)], 0)
+        rows = _director_rows(model, prompts, ioi_task.roles, ioi_task.classes[2], [Head(2, h)], 0)
         assert there or not rows.called.any()
         seen.add(there)
     assert False in seen

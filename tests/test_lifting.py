@@ -172,7 +172,7 @@ def test_interrupted_training_leaves_the_model(taught, toy):
 
 def test_evaluation_is_a_whole_weight_run(toy):
     "The evaluation's numbers are those of plain readouts of the edited model; edits below its layer are refused"
-    j = evaluation_sets(toy, 1, n_items=(8,), n=30, n_ioi=30, windows=6)
+    j = evaluation_sets(toy, 1, n_items=(8,), n=30, n_others=30, windows=6)
     updates = head_updates(toy, ["1.2", "2.0"])
     edit = updates_edit(toy, updates, torch.full((len(updates),), 1.5))
     before, rows = weights(toy), j.evaluate(edit)
@@ -221,7 +221,7 @@ def test_pareto(points):
 def test_study_goes_on_where_it_stopped(toy, tmp_path, monkeypatch):
     "Arms that are there are left alone; the collected file holds them with the model's hash; another model's are refused"
     w = Study(toy, 1, ["1.2", "1.1"], ["2.1"], 0, Settings(steps=3, rate=.03, kl=.5), n=9, **quick)
-    j = evaluation_sets(toy, 1, n_items=(8,), n=12, n_ioi=12, windows=4)
+    j = evaluation_sets(toy, 1, n_items=(8,), n=12, n_others=12, windows=4)
     for a in arms:
         if a not in ("rank-1 LoRA", "only five items"): evaluate_arm(j, train_arm(w, a, tmp_path)) # the toy's heads have low rank; no batch has five items
     def never(*args, **kw): raise AssertionError("trained again")
@@ -273,7 +273,7 @@ def test_bad_requests(toy):
 
 def test_search_returns_none_when_nothing_meets_the_budget(toy):
     w = Study(toy, 1, ["1.2"], ["2.1"], 0, Settings(steps=3, rate=.03, kl=.5), n=9, **quick)
-    j = evaluation_sets(toy, 1, n_items=(8,), n=12, n_ioi=0, windows=4)
+    j = evaluation_sets(toy, 1, n_items=(8,), n=12, n_others=0, windows=4)
     df, none = search_edits(w, j, (4,), (1.,), dict(kl=0.))
     assert none is None and not df.within.any() and df.front.all()
 
