@@ -13,7 +13,7 @@ from .contrasts import *
 from .repeats import *
 from .texts import *
 from .files import *
-from .rows import suffixes
+from .rows import file_suffixes
 from .shop import *
 
 # %% ../../nbs/tasks/known.ipynb #k005
@@ -24,6 +24,6 @@ def task(name:str|Path|Task, # a key of `known_tasks`, a file of prompts, or a t
     "A task by its name, or from a file"
     if isinstance(name,Task): return name
     if name in known_tasks: return known_tasks[name]
-    if Path(str(name)).suffix.lower() in suffixes: return file_task(name)
+    if Path(str(name)).suffix.lower() in file_suffixes: return file_task(name)
     raise TaskError(f"There is no task {name!r}. Known are {', '.join(known_tasks)}; or give a `Task` of your own, or a "
-        f"file of prompts ({', '.join(suffixes)}).")
+        f"file of prompts ({', '.join(file_suffixes)}).")

@@ -34,6 +34,7 @@ shop_families = {
     "wooden": "spoon chair box frame table ladder toy bowl",
     "desk": "lamp chair fan clock mat drawer shelf tray",
     "steel": "knife pan fork bowl bucket kettle rod lid"}
+_unlike = ("mug","napkin","scarf") # two tokens to many tokenizers: never the answer, nor left in a twin
 shop_kinds = ("one word","two words","same first word")
 
 def _items(rng:random.Random, kind:str, n:int)->list[str]:
@@ -54,9 +55,13 @@ def _order(rng:random.Random, wording:str, kind:str, n:int, at:int, turn:int)->d
     "One order whose item at place `at` (from 0) is left"
     split,text = shop_wordings[wording]
     words,who = _items(rng,kind,n),rng.choice(shop_people)
+    plain = [i for i,w in enumerate(words) if not w.endswith(_unlike)]
+    if at not in plain:
+        to = plain.pop()
+        words[at],words[to] = words[to],words[at]
     gone = [w for i,w in enumerate(words) if i!=at]
     if turn%2: rng.shuffle(gone)
-    answer,other = words[at],rng.choice(gone)
+    answer,other = words[at],rng.choice([w for w in gone if not w.endswith(_unlike)])
     swapped = [answer if w==other else w for w in gone]
     place = {0:"first",n-1:"last"}.get(at,"middle")
     return dict(prompt=text.format(who=who,list=_listed(words,mark=True),rest=_listed(gone)),
