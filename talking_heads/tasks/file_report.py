@@ -51,12 +51,13 @@ def guesses(placed:PlacedFile, # from `place_rows`
     "How often rules that understand nothing are right"
     rows = [r for r in placed.file.rows if r.row in placed.prompts]
     common,earned = Counter(r.answer for r in rows),[]
+    def elsewhere(r, w): return common[w]-(w==r.answer) # a row's own answer tells nothing about it
     for r in rows:
         first,last,times = _places(r.text,r.choices)
         size = [len(e) for _,e in placed.prompts[r.row].candidates]
         rules = {"the first mentioned":(first,min), "the last mentioned":(last,max), "the least mentioned":(times,min),
                  "the most mentioned":(times,max), "the longest":(size,max), "the shortest":(size,min),
-                 "the most common answer":([common[w] for w in r.choices],max)}
+                 "the most common answer":([elsewhere(r,w) for w in r.choices],max)}
         earned.append({k:_credit(*v) for k,v in rules.items()}|{"chance":1/len(r.choices)})
     df = pd.DataFrame(earned)
     right = df.drop(columns="chance").mean() if len(df) else {}

@@ -74,7 +74,7 @@ class _Read:
 # %% ../../nbs/tasks/files.ipynb #f044
 def _last_token(offsets:list, end:int)->int:
     "Position of the token that holds the last character of a word"
-    return max(i for i,(s,e) in enumerate(offsets) if s<end and e>s)
+    return max((i for i,(s,e) in enumerate(offsets) if s<end and e>s),default=0)
 
 def role_spans(r:FileRow)->dict: # role to (start, end) in characters
     "Named places of a row's prompt: its marks, and every place where a candidate stands"
@@ -87,6 +87,7 @@ def role_spans(r:FileRow)->dict: # role to (start, end) in characters
 def _placed(r:FileRow, read:_Read, start:tuple, context:int|None)->Prompt:
     "One row as a prompt; `RowFault` where this tokenizer cannot use it"
     (ids,offsets),words = read.text(r.text,"prompt"),r.choices
+    if not ids: raise RowFault("prompt","has no token of its own")
     ends = [read.rest(r.text,w,"prompt") for w in words]
     _check_apart(words,ends)
     longest = len(start)+len(ids)+max(map(len,ends))
@@ -194,6 +195,7 @@ def _tell_lost(name:str, lost:list, left:int, paired:bool):
 # %% ../../nbs/tasks/files.ipynb #f050d
 def _make_file(made:_Made, tokenizer, n, seed, split, bos, paired=None)->Prompts:
     "Prompts of a split, drawn by a seed"
+    if n<1: raise TaskError(f"{n} prompts of {made.file.name} are no prompts. Ask for at least 1.")
     p,file = made.placed(tokenizer,bos),made.file
     paired = any(r.twin for r in file.rows) if paired is None else paired
     rows = [r for r in file.rows if split in ("all",r.info.get("split"))]

@@ -9,7 +9,7 @@ __all__ = ['file_suffixes', 'prompt_columns', 'unmarked', 'FileRow', 'RowFault',
 from ..base.core import * # first: it silences a warning of the next imports
 import csv, difflib, hashlib, io, json, random, re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import pandas as pd
 
@@ -107,7 +107,8 @@ def _bytes_of(path:Path)->bytes:
         raise TaskError(f"{path.name}: prompts are read from {', '.join(file_suffixes)} files.")
     if not path.is_file():
         near = difflib.get_close_matches(path.name,[p.name for p in path.parent.glob("*")],n=1)
-        raise TaskError(f"There is no file {path.name} there."+(f" Did you mean {near[0]}?" if near else ""))
+        what = f"{path} is a folder." if path.is_dir() else f"There is no file {path}."
+        raise TaskError(what+(f" Did you mean {near[0]}?" if near else ""))
     try: return path.read_bytes()
     except OSError as e: raise TaskError(f"{path.name} cannot be read ({e.strerror or e}).") from e
 
@@ -153,7 +154,7 @@ class FileRow:
     twin:str="" # the same prompt with another right answer; empty: none
     twin_marks:tuple=() # its marks
     twin_answer:str="" # its right answer; empty: not known
-    info:dict=None # split and the columns that group
+    info:dict=field(default_factory=dict) # split and the columns that group
 
     @property
     def place(self)->str:
@@ -175,8 +176,11 @@ def _plain(value, column:str)->str:
     value = value.item() if hasattr(value,"item") and not hasattr(value,"__len__") else value
     if value is None or value is pd.NaT or value is pd.NA: return ""
     if isinstance(value,float): return "" if value!=value else f"{value:.15g}"
-    if isinstance(value,(str,int)): return str(value)
-    raise RowFault(column,f"holds a {type(value).__name__} where one text belongs")
+    if not isinstance(value,(str,int)):
+        raise RowFault(column,f"holds a {type(value).__name__} where one text belongs")
+    try: str(value).encode()
+    except UnicodeEncodeError: raise RowFault(column,"holds half of a character (a lone surrogate)") from None
+    return str(value)
 
 def _words(value, column:str, bars:bool)->tuple:
     "Wrong words of a cell: a list, or one text; with bars between them in CSV"
@@ -210,7 +214,7 @@ def _file_row(i:int, line, cells:dict, others:list, bars:bool)->FileRow:
     if "split" in cells: info = dict(split=word("split"))|info
     if info.get("split",1) in ("","all"): raise RowFault("split","is empty or 'all'; give each row the name of a split")
     for c,v in info.items():
-        if isinstance(v,(list,dict,tuple,set)) or hasattr(v,"shape"):
+        if isinstance(v,(list,dict,tuple,set)) or getattr(v,"shape",()):
             raise RowFault(c,f"holds a {type(v).__name__}; a column that groups holds texts or numbers")
     return FileRow(i,line,text,marks,answer,wrong,twin,twin_marks,twin_answer,info)
 
@@ -287,7 +291,7 @@ def _with_wrong(r:FileRow, answers:list, twin_answer:str)->tuple:
 # %% ../../nbs/tasks/rows.ipynb #f026
 def _completed(rows:list, every:list, faults:list)->list[FileRow]:
     "Rows with their wrong words and their twin's answer, as far as these follow"
-    answers,by_text = list(dict.fromkeys(r.answer for r in every)),{r.text:r.answer for r in every}
+    answers,by_text = list(dict.fromkeys(r.answer for r in rows)),{r.text:r.answer for r in every}
     out = []
     for r in rows:
         one = r.wrong[0] if len(r.wrong)==1 else ""
@@ -300,7 +304,7 @@ def _completed(rows:list, every:list, faults:list)->list[FileRow]:
 
 def _typed(values:list)->list:
     "A column of texts as numbers where all are numbers; where some are missing, all as text"
-    missing = [v is None or v=="" or v!=v for v in values]
+    missing = [bool(pd.isna(v)) or v=="" for v in values]
     if any(missing): return ["(none)" if m else str(v) for v,m in zip(values,missing)]
     if not all(isinstance(v,str) for v in values): return values
     if all(re.fullmatch(r"-?(0|[1-9]\d{0,15})",v) for v in values): return [int(v) for v in values]
@@ -345,6 +349,7 @@ def read_prompts(path, # a CSV, JSON Lines or parquet file with the columns `pro
                 )->PromptFile: # raises `TaskError` that names row and column
     "Read a file of prompts and refuse what is a fault of the file"
     path = Path(path).expanduser()
+    if most<1: raise TaskError(f"{most} rows of a file are no rows. Take at least 1.")
     header,table,sha256 = _table(path)
     others,faults = [c for c in header if c not in prompt_columns],[]
     every = _all_rows(table,others,file_suffixes[path.suffix.lower()]=="csv",faults)
