@@ -114,7 +114,7 @@ def th_task(file:Param("CSV, JSON Lines or parquet with the columns prompt and a
     "Check a file of prompts: tokens, answers, twins, what gives answers away, how sure each group can be"
     check_seed(seed)
     if most<1: raise UsageError(f"--most {most}: give how many rows to take, 1 or more.")
-    _with_progress(lambda: _task(file,model,score,device,most=most,seed=seed))
+    _task(file,model,score,device,most=most,seed=seed)
 
 # %% ../nbs/commands.ipynb #m113
 @command
