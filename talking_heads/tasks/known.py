@@ -25,5 +25,5 @@ def task(name:str|Path|Task, # a key of `known_tasks`, a file of prompts, or a t
     if isinstance(name,Task): return name
     if name in known_tasks: return known_tasks[name]
     if Path(str(name)).suffix.lower() in file_suffixes: return file_task(name)
-    raise TaskError(f"There is no task {name!r}. Known are {', '.join(known_tasks)}; or give a `Task` of your own, or a "
-        f"file of prompts ({', '.join(file_suffixes)}).")
+    raise TaskError(f"There is no task {name!r}. Known are {', '.join(known_tasks)}; or give a `Task` of your own, or "
+        f"a file of prompts ({', '.join(file_suffixes)}).")
