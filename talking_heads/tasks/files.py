@@ -21,7 +21,7 @@ def joined(text:str, # a prompt
           )->str:
     "A prompt with a candidate behind it"
     end = text[-1:]
-    opens = end in "\n([{‘“«「『" or (end in "\"'" and text.count(end)%2==1)
+    opens = end in "\n([{‘“«「『=/#$€£@_" or (end in "\"'" and text.count(end)%2==1)
     return text+("" if opens or ord(end)>=0x2e80 else " ")+word
 
 def told_apart(candidates:list, # token ids of each, the answer first

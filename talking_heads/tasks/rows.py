@@ -106,7 +106,7 @@ def _bytes_of(path:Path)->bytes:
     if path.suffix.lower() not in file_suffixes:
         raise TaskError(f"{path.name}: prompts are read from {', '.join(file_suffixes)} files.")
     if not path.is_file():
-        near = difflib.get_close_matches(path.name,[p.name for p in path.parent.glob("*")],n=1)
+        near = difflib.get_close_matches(path.name,[p.name for p in path.parent.glob("*") if p.is_file()],n=1)
         what = f"{path} is a folder." if path.is_dir() else f"There is no file {path}."
         raise TaskError(what+(f" Did you mean {near[0]}?" if near else ""))
     try: return path.read_bytes()
@@ -230,7 +230,7 @@ def _all_rows(table:list, others:list, bars:bool, faults:list)->list[FileRow]:
 def _refuse(name:str, faults:list):
     "`TaskError` that tells the first few faults"
     if not faults: return
-    told = [f"{r.place}, column {c}: {why}." for r,c,why in sorted(faults,key=lambda f: f[0].row)[:5]]
+    told = [f"{r.place}, column {c}: {why.rstrip('.')}." for r,c,why in sorted(faults,key=lambda f: f[0].row)[:5]]
     more = f" And {len(faults)-5} more." if len(faults)>5 else ""
     raise TaskError(f"{name} cannot be used as it is. {' '.join(told)}{more}")
 
