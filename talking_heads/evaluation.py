@@ -411,6 +411,7 @@ def task_scores(model, # from `load_model`
         df = task.score(prompts,loss)
         if kl: df = df.assign(kl=far.mean(-1).double().numpy())
         measures += [Measure("kl","KL divergence from the other model, nats",worse="up")]*kl
+    elif task.run: df = task.run(model,prompts)
     else: df = task.score(prompts, readout(model,prompts,()).logits)
     lost = [c for c in (*(m.name for m in measures),*task.groups) if c not in df]
     if lost: raise TaskError(f"The scores of the task {task.name!r} lack {', '.join(lost)}. They have {', '.join(df)}.")

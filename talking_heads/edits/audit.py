@@ -26,6 +26,7 @@ from ..tasks.known import *
 from ..tasks.contrasts import *
 from ..tasks.repeats import *
 from ..tasks.texts import *
+from ..tasks.known import task as known_task
 
 # %% ../../nbs/edits/audit.ipynb #c005
 limit_units = dict(kl="nats", loss="part", ioi="share", induction="nats", lists="share", wrong="share", lag="part")
@@ -214,7 +215,7 @@ def _make_all(model, plan:AuditPlan, areas)->tuple[dict,dict,dict]: # area to ba
 @dataclass(frozen=True)
 class TaskLimit:
     "A task of your own in the audit: one measure of it, and how much worse it may become"
-    task:Task
+    task:Task # or its name, or a file of prompts
     measure:str # name of a measure of the task
     limit:float # in the unit of the measure
     n:int=200 # prompts
@@ -232,6 +233,7 @@ def own_limits(tasks, # of `TaskLimit`, or of (task, measure, limit)
               )->list: # of `TaskLimit`; raises `TaskError` for a measure that its task does not take, or a task twice
     "Tasks of one's own, made ready for an audit"
     own = [o if isinstance(o,TaskLimit) else TaskLimit(*o) for o in tasks]
+    own = [replace(o,task=known_task(o.task)) for o in own]
     for o in own: o.task.measure(o.measure)
     names = [o.task.name for o in own]
     if len(set(names))<len(names): raise TaskError(f"A task is named twice: {', '.join(names)}. Name each once.")

@@ -7,19 +7,25 @@ __all__ = ['known_tasks', 'default_task', 'task']
 
 # %% ../../nbs/tasks/known.ipynb #k003
 from ..base.core import * # first: it silences a warning of the next imports
+from pathlib import Path
 from ..data import *
 from .contrasts import *
 from .repeats import *
 from .texts import *
+from .files import *
+from .rows import file_suffixes
+from .shop import *
 
 # %% ../../nbs/tasks/known.ipynb #k005
-known_tasks = {t.name:t for t in (ioi_task,list_task,contrast_task,repeats_task,text_task)}
+known_tasks = {t.name:t for t in (ioi_task,list_task,contrast_task,repeats_task,text_task,shop_task)}
 
 default_task = ioi_task # on which heads are found, and which edits leave alone, unless another is named
 
-def task(name:str|Task, # a key of `known_tasks`, or a task, which is given back
-        )->Task: # raises `TaskError` for an unknown name
-    "A task by its name"
+def task(name:str|Path|Task, # a key of `known_tasks`, a file of prompts, or a task, which is given back
+        )->Task: # raises `TaskError` for an unknown name, and for a file that cannot be used
+    "A task by its name, or from a file"
     if isinstance(name,Task): return name
     if name in known_tasks: return known_tasks[name]
-    raise TaskError(f"There is no task {name!r}. Known are {', '.join(known_tasks)}; or give a `Task` of your own.")
+    if Path(str(name)).suffix.lower() in file_suffixes: return file_task(name)
+    raise TaskError(f"There is no task {name!r}. Known are {', '.join(known_tasks)}; or give a `Task` of your own, or "
+        f"a file of prompts ({', '.join(file_suffixes)}).")
