@@ -260,3 +260,10 @@ def test_explorer_starts_with_a_known_head():
     heads,*rest = explorer()
     assert charts.head_explorer(heads,*rest).description.endswith("First shown: 1.1.")
     assert charts.head_explorer(heads.assign(cls=""),*rest).description.endswith("First shown: 1.2.")
+
+def test_a_plain_table_has_no_row_numbers_negative_zeros_or_nan():
+    df = pd.DataFrame(dict(a=["x", "y"], b=np.float32([-.0001, np.nan]), c=[200, 7], d=[1.25, -2.]), index=[91, 92])
+    text = charts.plain_table(df, dict(c="prompts", b="effect", d="d"), 1).to_html()
+    cells = [t.split("</td>")[0].split(">")[-1] for t in text.split("<td")[1:]]
+    assert cells == ["200", "0.0", "1.2", "7", "", "-2.0"] and "91" not in text.split("</style>")[-1] and ">effect<" in text
+    assert df.b.isna().sum() == 1 and list(df.columns) == list("abcd") # the frame stays
