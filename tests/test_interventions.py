@@ -404,6 +404,15 @@ def test_coordinates_are_read_and_replaced(pair):
         with model.hooks(set_coordinates_hooks(model, "1.0", V, want, pos)): model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", keep)])
     close(z[0].double()@W, old@W+(want.double()-old@W@V.double().T)@V.double(), 1e-3)
 
+def test_maps_read_coordinates_and_write_them():
+    "For any head: what `backs` makes of coordinates is written along V and nowhere else, and `reads` gives them again"
+    g = torch.Generator().manual_seed(0)
+    W = torch.randn(4, 9, generator=g)
+    V = torch.linalg.qr((torch.randn(2, 4, generator=g)@W).T)[0].T # in the row space of W
+    z, c = torch.randn(5, 4, generator=g).double(), torch.randn(5, 2, generator=g).double()
+    reads, backs = coordinate_maps(W, V)
+    close(z@reads, z@W.double()@V.double().T); close(c@backs@W.double(), c@V.double()); close(c@backs@reads, c)
+
 def test_own_coordinates_change_nothing_and_zero_removes(toy):
     prompts, edit = the_prompts(toy), component_edit(toy, ["1.0.0", "1.0.1"])
     p, V = prompts[prompts.groups()[0]], edit.changes[0].V

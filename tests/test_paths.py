@@ -14,7 +14,7 @@ def test_table_is_whole_and_of_this_model():
 
 @pytest.mark.slow
 def test_a_few_paths_again():
-    f = path_effects(load_model("smollm2", device="cpu"), ["23.0", "23.7"], ["20.0", "19.2", "5.3"], n=12)
+    f = path_effects(load_model("smollm2", device="cpu"), ["23.0", "23.7"], ["20.0", "19.2", "5.3"], n=30)
     t = stored_paths().set_index(["src", "dst"])
     for r in f.itertuples():
         stored = t.loc[(r.src, r.dst)]

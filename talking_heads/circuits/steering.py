@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Subspace', 'subspace', 'random_subspace', 'natural', 'steer', 'steering_scores', 'fit_gradient', 'choose_components',
-           'attention_response', 'fit_attention', 'subspace_map', 'fit_grid', 'steering_study', 'stored_steering']
+           'attention_response', 'fit_attention', 'subspace_map', 'fit_grid', 'stored_steering', 'steering_study']
 
 # %% ../../nbs/circuits/steering.ipynb #c003
 from ..base.core import * # first: it silences a warning of the next imports
@@ -343,6 +343,11 @@ def _arms(weights, names3:list, names8:list, n_items:int)->dict: # arm to subspa
         arms["all of both heads"] = subspace(weights,whole)
     return arms
 
+# %% ../../nbs/circuits/steering.ipynb #c033
+def stored_steering()->dict: # provenance, `chosen` components and `rows`
+    "The table in the package"
+    return stored_study("smollm2_steering.json")
+
 # %% ../../nbs/circuits/steering.ipynb #c031
 def _tests(model, n_items:int, n:int, seed:int)->dict: # template to (prompts, prefix caches)
     "Fresh prompts of the training template, and at five items of a held-out one"
@@ -392,8 +397,3 @@ def steering_study(model, # SmolLM2 from `load_model`
         if n_items: rows += _study_rows(model,weights,few,chosen,n_items,info,done)
         write_json(info|dict(versions=versions(),chosen=chosen,rows=rows),path)
     return Path(path)
-
-# %% ../../nbs/circuits/steering.ipynb #c033
-def stored_steering()->dict: # provenance, `chosen` components and `rows`
-    "The table in the package"
-    return stored_study("smollm2_steering.json")
