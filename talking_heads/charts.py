@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ink', 'hues', 'head_classes', 'mode_hues', 'theme', 'ChartError', 'checked_table', 'inline_data', 'inline_csv',
-           'tooltip', 'plain_table', 'finish_chart', 'readable', 'head_map', 'attention_by_role', 'by_template',
-           'accuracy_by_n', 'position_map', 'component_ranks', 'composition_map', 'channel_graph', 'removal_bars',
-           'coordinate_strip', 'lift_bars', 'heads_and_components', 'head_explorer', 'list_explorer', 'subspace_slices',
-           'enable', 'save_chart']
+           'tooltip', 'finish_chart', 'readable', 'head_map', 'attention_by_role', 'by_template', 'accuracy_by_n',
+           'position_map', 'component_ranks', 'composition_map', 'channel_graph', 'removal_bars', 'coordinate_strip',
+           'lift_bars', 'heads_and_components', 'head_explorer', 'list_explorer', 'subspace_slices', 'enable',
+           'save_chart']
 
 # %% ../nbs/charts.ipynb #c003
 import json, textwrap
@@ -118,17 +118,6 @@ def tooltip(df:pd.DataFrame, # the rows to draw
         return alt.Tooltip(field=c, type=kind, title=_titles.get(c,c), **digits)
     return [line(c) for c in names.split() if c in df.columns]
 
-# %% ../nbs/charts.ipynb #t023d
-def plain_table(df:pd.DataFrame, # the rows to show
-                words:dict|None=None, # column to its header; these columns alone, in this order; all if None
-                digits:int=2, # after the point
-               )->"pandas.io.formats.style.Styler": # without row numbers, the sign of a zero, and NaN
-    "A table for readers"
-    def rounded(x): return round(x,digits)+0. if isinstance(x,(float,np.floating)) else x # -0.+0. is 0.
-    shown = df if words is None else df[list(words)].rename(columns=words)
-    shown = shown.reset_index(drop=True).rename_axis(columns=None)
-    return shown.apply(lambda column: column.map(rounded)).style.format(precision=digits,na_rep="").hide()
-
 # %% ../nbs/charts.ipynb #c024
 def _span(r, value="mean", pct=False):
     "One estimate in words: value and interval"
@@ -168,10 +157,12 @@ def _cells(column:pd.Series, digits:int)->list[str]:
 def readable(df:pd.DataFrame, # the rows to show
              words=None, # column to its header
              *,
+             only=None, # column to its header: these columns alone, in this order, without the index
              digits=3, # decimals of floats; or column to its own
             ): # a table for a notebook and its page
     "A table rounded, without row numbers, with headers in words"
     from IPython.display import HTML # which only those need who look
+    if only is not None: df,words = df[list(only)].reset_index(drop=True),only
     named = df.index.name is not None or df.index.nlevels>1 or not pd.api.types.is_integer_dtype(df.index)
     df = df.reset_index() if named else df
     df = df.rename(columns={"index":""} if named and "index" in df else {})
