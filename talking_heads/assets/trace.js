@@ -38,7 +38,7 @@ const showTrace = (host, data) => {
   const measured = () => {
     const pen = document.createElement("canvas").getContext("2d")
     pen.font = getComputedStyle(view).font
-    return data.tokens.map((_, i) => pen.measureText(word(i)).width)
+    return data.tokens.map((_, i) => pen.measureText(word(i)).width + (i === data.query ? 4 : 0))
   }
   const inLine = widths => {
     let x = 6
@@ -49,12 +49,12 @@ const showTrace = (host, data) => {
       return box
     })
     const points = boxes.map(b => ({ near: [b.x + b.w / 2, b.y], far: [b.x + b.w / 2, b.y + b.h] }))
-    return { boxes, points, upright: false, reach, height: 2 * reach * .75 + 60, top: 0 }
+    return { boxes, points, upright: false, reach, height: reach * (sender ? 1.75 : 1) + 44 }
   }
   const inColumn = widths => {
-    const reach = Math.min(120, width * .3), x = reach + 8, widest = Math.max(...widths) + 8
+    const reach = Math.min(120, width * .3), x = reach + 14, widest = Math.max(...widths) + 8
     const boxes = widths.map((w, i) => ({ x, y: 6 + 28 * i, w: w + 8, h: 26 }))
-    const points = boxes.map(b => ({ near: [b.x, b.y + 13], far: [x + widest + 4, b.y + 13] }))
+    const points = boxes.map(b => ({ near: [b.x - 5, b.y + 13], far: [x + widest + 4, b.y + 13] }))
     return { boxes, points, upright: true, reach: Math.min(reach, width - x - widest - 12), near: reach, height: 28 * widths.length + 12 }
   }
   const places = () => {

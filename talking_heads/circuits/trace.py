@@ -251,13 +251,15 @@ def _where(model, rec:Recording, where)->Tensor: # (batch)
 
 def _check_twins(prompts, twins):
     "`TaskError` unless there is one twin for each prompt, with as many tokens"
-    if twins is None or isinstance(prompts,Recording): return
+    if twins is None: return
     if len(prompts)!=len(twins):
         raise TaskError(f"{len(prompts)} prompts and {len(twins)} twins: give one twin for each prompt.")
-    for p,q in zip(prompts,twins):
-        if len(p.tokens)!=len(q.tokens):
-            raise TaskError(f"{q.text!r} has {len(q.tokens)} tokens and {p.text!r} has {len(p.tokens)}, so their "
-                            "positions do not correspond. Change words one for one.")
+    for p,q in zip(_token_rows(prompts),_token_rows(twins)):
+        if len(p)!=len(q):
+            raise TaskError(f"A twin has {len(q)} tokens where its prompt has {len(p)}, so their positions do not "
+                            "correspond. Change words one for one.")
+
+def _token_rows(x)->list: return list(x.tokens) if isinstance(x,Recording) else [p.tokens for p in x]
 
 # %% ../../nbs/circuits/trace.ipynb #t018b
 def _traced(rec:Recording, h:Head, places:list, split:list)->Trace: # places: query, key, and another key or None

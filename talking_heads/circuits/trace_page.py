@@ -79,6 +79,7 @@ def _one(model, prompt)->Recording: # raises `TaskError` unless it is one prompt
     if len(rec)!=1: raise TaskError(f"A page shows one prompt, and {len(rec)} were given. Give one of them.")
     return rec
 
+# %% ../../nbs/circuits/trace_page.ipynb #g010b
 def page_data(model, # from `load_model`
               prompt, # one text, `Prompt`, or `Recording` of one
               head, # the reader
@@ -92,7 +93,8 @@ def page_data(model, # from `load_model`
     h,words = t.reader,[model.tokenizer.decode(int(i)) for i in rec.tokens[0]]
     place = lambda w: None if w is None else int(positions(model,rec.prompts,w))
     q,k,other = place(query),place(key),place(against)
-    said,places = [w.strip() or repr(w) for w in words],drawn_places(rec,h,q,[p for p in (k,other) if p is not None])
+    said = [f"“{w.strip() or repr(w)}”" for w in words]
+    places = drawn_places(rec,h,q,[p for p in (k,other) if p is not None])
     a = [None if r is None else r.pattern[h.layer,0,h.head,q] for r in (rec,two)]
     arcs = [dict(at=p,attention=float(a[0][p]),twin=None if two is None else float(a[1][p])) for p in places]
     g = reading_direction(rec,h,*(None if p is None else torch.tensor([p]) for p in (q,k,other)))
@@ -100,7 +102,7 @@ def page_data(model, # from `load_model`
     accounts = dict(asked=_asked(t,said,q,k,other,n))|_each_place(model,rec,h,q,said,places,n)
     return dict(head=str(h),tokens=words,query=q,key=k,against=other,arcs=arcs,accounts=accounts,
                 senders={w:_message(rec,parse_head(w),q,g) for w in loud},asked=t.asked,note=t.note,
-                back="Back to what was asked",twin=None if two is None else model.tokenizer.decode(two.tokens[0]))
+                back="Back to what was asked",twin=None if two is None else two.prompts[0].text)
 
 # %% ../../nbs/circuits/trace_page.ipynb #g013
 def _file(name:str)->str: return files("talking_heads").joinpath("assets",name).read_text(encoding="utf-8")
@@ -112,19 +114,22 @@ def trace_words(d:dict, # from `page_data`
     "What a page shows, in words"
     at,account = {a["at"]:a["attention"] for a in d["arcs"]},d["accounts"]["asked"]
     word = lambda p: f"“{d['tokens'][p].strip()}” (position {p})"
-    looks = f"From {word(d['query'])}, head {d['head']}{d['note']} puts {at[d['key']]:.2f} of its attention on {word(d['key'])}"
+    looks = f"From {word(d['query'])}, head {d['head']}{d['note']} puts {at[d['key']]:.2f} of its attention on "
+    looks += word(d["key"])
     if d["against"] is not None: looks += f" and {at[d['against']]:.2f} on {word(d['against'])}"
     what = "The attention logit" if d["against"] is None else "The difference of the two attention logits"
     if d["twin"] is not None: what += f", less that of the twin “{d['twin']}”,"
     largest = ", ".join(f"{w} {_number(x)}" for w,x,_ in account["sides"][0]["rows"][:4])
-    return f"{looks}. {what} is {_number(account['total'])}. The largest contributions to what was read there: {largest}."
+    return (f"{looks}. {what} is {_number(account['total'])}. "
+            f"The largest contributions to what was read there: {largest}.")
 
 # %% ../../nbs/circuits/trace_page.ipynb #g014
 def _table(caption:str, head:list, rows:list)->str: # HTML
     "A plain table"
-    cells = lambda tag,r: "".join(f"<{tag}>{escape(str(x))}</{tag}>" for x in r)
+    def cells(tag, r): return "".join(f"<{tag}>{escape(str(x))}</{tag}>" for x in r)
     body = "".join(f"<tr>{cells('td',r)}</tr>" for r in rows)
-    return f"<table><caption>{escape(caption)}</caption><thead><tr>{cells('th',head)}</tr></thead><tbody>{body}</tbody></table>"
+    top = f"<caption>{escape(caption)}</caption><thead><tr>{cells('th',head)}</tr></thead>"
+    return f"<table>{top}<tbody>{body}</tbody></table>"
 
 def _numbers(d:dict)->str: # HTML
     "What the picture shows, as tables"
@@ -148,7 +153,7 @@ def trace_html(d:dict, # from `page_data`
     key = escape(d["tokens"][d["key"]].strip())
     parts = [
         f"<style>{_file('trace.css')}</style>", f"<h1>Why {d['head']} looks at “{key}”</h1>",
-        f"<p>{escape(trace_words(d))}</p>", f"<p>{escape(model_name)}</p>" if model_name else "",
+        f"<p>{escape(trace_words(d))}</p>", f"<p>Model: {escape(model_name)}</p>" if model_name else "",
         "<h2>The sentence</h2><p>An arc is as wide as the attention that it stands for. Choose one to see who put it "
         "there; choose a head in the table to see from where it took what it wrote. Arrow keys go from arc to arc.</p>",
         "<div class='th-trace'><div class='th-sentence'></div><p class='th-now' role='status'></p>",
@@ -157,9 +162,11 @@ def trace_html(d:dict, # from `page_data`
         "“Without” is the attention that would be left if only this part were missing. "
         "A description, and not yet a cause: removing a writer for real is what verify does.</p>",
         f"<h2>All numbers</h2>{_numbers(d)}",
-        f"<script>(() => {{\n{_file('trace.js')}\nshowTrace(document.querySelector('.th-trace'), {data})\n}})()</script>"]
+        f"<script>(() => {{\n{_file('trace.js')}",
+        f"showTrace(document.querySelector('.th-trace'), {data})\n}})()</script>"]
     return "\n".join(parts)
 
+# %% ../../nbs/circuits/trace_page.ipynb #g015b
 def trace_page(model, # from `load_model`
                prompt, # one text or `Prompt`
                head, # the reader
