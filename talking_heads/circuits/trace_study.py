@@ -252,7 +252,8 @@ def mlps_heard(model, # from `load_model`
                prompts:Prompts, # IOI
                reader, # a mover
                keep:int=2, # MLPs with the largest mean terms
-              )->list[dict]: # rows: reader mlp writer mean low high n
+               steps:int=1, # as for `mlp_terms`
+              )->list[dict]: # rows: reader mlp steps writer mean low high n
     "One step behind the MLPs that a mover heard: their first-order terms, and what these leave"
     h,rows = parse_head(reader),[]
     heard = trace(model,prompts,h,key="IO",against="S1").mean()
@@ -262,13 +263,13 @@ def mlps_heard(model, # from `load_model`
         def one(g):
             rec = record(model,prompts[g])
             q,k,other = (rec.prompts.pos(r) for r in ("END","IO","S1"))
-            found,x = mlp_terms(rec,layer,q,reading_direction(rec,h,q,k,other))
+            found,x = mlp_terms(rec,layer,q,reading_direction(rec,h,q,k,other),steps)
             names[:] = found
             return (x,)
         x, = _by_group(prompts,one)
         own = dict(writer="error")|interval((x[:,-1].abs()/x.sum(1).abs().mean()).double()) # share of the mean size
         found = [own,*_list_rows(names,x,x.sum(1),6),dict(writer="remainder")|interval(x[:,-1].double())]
-        rows += [dict(reader=str(h),mlp=name)|r for r in {r["writer"]:r for r in found}.values()]
+        rows += [dict(reader=str(h),mlp=name,steps=steps)|r for r in {r["writer"]:r for r in found}.values()]
     return rows
 
 # %% ../../nbs/circuits/trace_study.ipynb #e029
@@ -309,7 +310,7 @@ def _parts(model, called:dict, n:int, seed:int)->dict: # name to a function with
     return dict(
         movers=lambda: movers_heard(model,prompts,movers),
         components=lambda: movers_heard(model,prompts,movers,split=apart),
-        mlps=lambda: [r for h in some for r in mlps_heard(model,prompts,h)],
+        mlps=lambda: [r for h in some for s in (1,16) for r in mlps_heard(model,prompts,h,1,s)],
         costs=lambda: costs(model,prompts,movers[0]),
         keys=lambda: keys_heard(model,called["induction"],called["previous_token"],n,seed),
         values=lambda: values_heard(model,prompts,apart,movers[0],called["duplicate_token"]),
