@@ -522,8 +522,9 @@ class _Node:
     name:str
     pos:int
     g:Tensor # (1 d_model)
-    term:float # what it contributes to the logit
+    term:float # what it contributes to the logit, on all ways
     step:int # fewest steps from the reader
+    direct:float=0. # what it contributes straight to the reader
 
     @property
     def height(self)->tuple: # writers of higher layers first, an MLP before the heads it reads
@@ -558,7 +559,7 @@ def chain(model, # from `load_model`
           depth:int=2, # how many steps upstream
           cut:float=.1, # smallest part of the whole that is followed
           width:int=12, # most writers that are followed
-         )->tuple[pd.DataFrame,pd.DataFrame]: # nodes (writer position token term share step followed), edges
+         )->tuple[pd.DataFrame,pd.DataFrame]: # nodes (writer position token direct term share step followed), edges
     "Upstream of a logit: who wrote what the reader heard, who wrote what they passed on, and how much is left out"
     h,_ = _check_asked(model,head,())
     prompt = as_prompts(model,prompt)
@@ -581,13 +582,15 @@ def _follow(rec:Recording, first:list, reader:str, depth:int, least:float, width
         for name,p,g,term in found:
             node = open_.setdefault((name,p),_Node(name,p,torch.zeros_like(g),0.,step))
             node.g,node.term,node.step = node.g+g,node.term+term,min(node.step,step)
+            if target==reader: node.direct = term
             if abs(term)>=least: edges.append(dict(source=f"{name} at {p}",target=target,term=term))
     meet(first,reader,1)
     while open_:
         node = open_.pop(max(open_,key=lambda key: open_[key].height))
         if abs(node.term)<least: continue
         goes_on = node.step<depth and followed<width and _kind(node.name) in ("head","MLP")
-        about = dict(writer=node.name,position=node.pos,term=node.term,step=node.step,followed=goes_on)
+        about = dict(writer=node.name,position=node.pos,direct=node.direct,term=node.term,step=node.step)
+        about["followed"] = goes_on
         done.append(about)
         if not goes_on: continue
         followed += 1

@@ -121,10 +121,11 @@ def values_heard(model, # from `load_model`
         rec,twin = record(model,prompts[g]),record(model,twins[g])
         pos = [rec.prompts.pos(r) for r in ("END","IO","S1")]
         d = reading_direction(rec,reader,*pos)
-        return [torch.stack(x,1) for x in zip(*([*_passed_on(rec,s,d),*_passed_on(twin,s,d)] for s in senders))]
-    place,at_s2,place_twin,at_s2_twin = _by_group(prompts,one)
+        return [x for s in senders for r in (rec,twin) for x in _passed_on(r,s,d)]
+    found = _by_group(prompts,one)
     for i,s in enumerate(senders):
-        for less,a,b in (("",place[:,i],at_s2[:,i]),("abc",(place-place_twin)[:,i],(at_s2-at_s2_twin)[:,i])):
+        place,at_s2,place_twin,at_s2_twin = found[4*i:4*i+4]
+        for less,a,b in (("",place,at_s2),("abc",place-place_twin,at_s2-at_s2_twin)):
             rows += [dict(sender=str(s),less=less)|r for r in _value_rows(model,s,a,b,behind)]
     return rows
 
@@ -314,9 +315,9 @@ def _parts(model, called:dict, n:int, seed:int)->dict: # name to a function with
         costs=lambda: costs(model,prompts,movers[0]),
         keys=lambda: keys_heard(model,called["induction"],called["previous_token"],n,seed),
         values=lambda: values_heard(model,prompts,apart,movers[0],called["duplicate_token"]),
-        lists=lambda: lists_heard(model,some,n=n,seed=seed),
         agreement=lambda: agreement(model,stored_paths()),
-        removals=lambda: removals(model,some,n,seed))
+        removals=lambda: removals(model,some[:1],n,seed),
+        lists=lambda: lists_heard(model,some,n=n,seed=seed))
 
 # %% ../../nbs/circuits/trace_study.ipynb #e033
 def trace_study(model, # from `load_model`
