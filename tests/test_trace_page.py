@@ -84,6 +84,11 @@ def test_page_says_its_names_safely(page_file):
     text = page_file.read_text(encoding="utf-8")
     assert "toy &lt;b&gt;" in text and "<caption>Attention of 2.1" in text
 
+@pytest.fixture
+def loaded(toy, monkeypatch):
+    "The model is loaded already"
+    monkeypatch.setattr("talking_heads.hooks.load_model", lambda *args, **kw: toy)
+
 def call(capsys, *args, **kw):
     "Exit code and what was said"
     code = 0
@@ -92,7 +97,7 @@ def call(capsys, *args, **kw):
     out = capsys.readouterr()
     return code, out.out+out.err
 
-def test_th_trace(toy, tmp_path, capsys):
+def test_th_trace(toy, loaded, tmp_path, capsys):
     code, said = call(capsys, "toy", TEXT, head="2.1", to="Mary", against="John#1", out=str(tmp_path/"a"))
     assert code == 0 and "ten largest terms" in said and (tmp_path/"a"/"trace.html").is_file()
     f = trace(toy, TEXT, "2.1", key="Mary", against="John#1").table()
@@ -108,7 +113,7 @@ def test_th_trace(toy, tmp_path, capsys):
     (dict(text=None, task="ioi"), "Which place"), (dict(text=None, task="ioi", to="Mary"), "no role of this task"),
     (dict(text=None, task="induction", to="IO"), "without places"), (dict(text=None, task="nothing", to="IO"), "no task"),
 ])
-def test_th_trace_refuses(tmp_path, capsys, kw, words):
+def test_th_trace_refuses(loaded, tmp_path, capsys, kw, words):
     args = dict(model="toy", text=TEXT, head="2.1", out=str(tmp_path/"a")) | kw
     code, said = call(capsys, **args)
     assert code == 1 and words in said and "Traceback" not in said

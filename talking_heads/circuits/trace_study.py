@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mean_rows', 'movers_heard', 'repeat_prompts', 'class_rows', 'keys_heard', 'values_heard', 'list_terms', 'lists_heard',
            'with_rival', 'removals', 'rank_correlation', 'agreement', 'mlps_heard', 'costs', 'study_table',
-           'called_heads', 'trace_study', 'stored_trace']
+           'called_heads', 'trace_study', 'stored_trace', 'study_frame']
 
 # %% ../../nbs/circuits/trace_study.ipynb #e004
 import json, time
@@ -311,7 +311,7 @@ def _parts(model, called:dict, n:int, seed:int)->dict: # name to a function with
     return dict(
         movers=lambda: movers_heard(model,prompts,movers),
         components=lambda: movers_heard(model,prompts,movers,split=apart),
-        mlps=lambda: [r for h in some for s in (1,16) for r in mlps_heard(model,prompts,h,1,s)],
+        mlps=lambda: [r for h in some for r in mlps_heard(model,prompts,h)],
         costs=lambda: costs(model,prompts,movers[0]),
         keys=lambda: keys_heard(model,called["induction"],called["previous_token"],n,seed),
         values=lambda: values_heard(model,prompts,apart,movers[0],called["duplicate_token"]),
@@ -343,3 +343,12 @@ def stored_trace(name:str="smollm2", # or "gemma3"
                 )->dict: # sha256 called n seed versions parts
     "A study in the package"
     return json.loads(study_table(name).read_text(encoding="utf-8"))
+
+# %% ../../nbs/circuits/trace_study.ipynb #e034
+def study_frame(part:str, # a key of `parts`
+                name:str="smollm2", # or "gemma3"
+               )->pd.DataFrame: # with means and intervals written together
+    "A stored table, for reading"
+    f = pd.DataFrame(stored_trace(name)["parts"][part])
+    k = "rho" if "rho" in f else "mean"
+    return f.assign(**{k:[f"{m:.2f} [{l:.2f}, {h:.2f}]" for m,l,h in zip(f[k],f.low,f.high)]}).drop(columns=["low","high"])
