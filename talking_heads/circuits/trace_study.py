@@ -351,4 +351,5 @@ def study_frame(part:str, # a key of `parts`
     "A stored table, for reading"
     f = pd.DataFrame(stored_trace(name)["parts"][part])
     k = "rho" if "rho" in f else "mean"
-    return f.assign(**{k:[f"{m:.2f} [{l:.2f}, {h:.2f}]" for m,l,h in zip(f[k],f.low,f.high)]}).drop(columns=["low","high"])
+    said = [f"{m:.2f} [{l:.2f}, {h:.2f}]" for m,l,h in zip(f[k],f.low,f.high)]
+    return f.assign(**{k:said}).drop(columns=["low","high"])
