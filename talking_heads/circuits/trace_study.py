@@ -14,7 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 import pandas as pd, torch
 from torch import Tensor
-from transformer_lens.utilities.statistics import derive_generator
 from ..base.core import * # first: it silences a warning of the next imports
 from ..base.store import plain
 from ..data import *
@@ -24,6 +23,7 @@ from ..tasks.repeats import *
 from .recording import *
 from .trace import *
 from .paths import stored_paths
+from transformer_lens.utilities.statistics import derive_generator
 
 # %% ../../nbs/circuits/trace_study.ipynb #e007
 def mean_rows(t:Trace, # of many prompts
