@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['own_options', 'died', 'th_model', 'th_task', 'th_scan', 'th_edit', 'paper_notebook', 'own_kernel', 'headline',
-           'Short', 'th_paper', 'th_compare', 'th_brief', 'th_sweep']
+           'Short', 'th_paper', 'th_compare', 'th_brief', 'th_sweep', 'th_trace']
 
 # %% ../nbs/commands.ipynb #c003
 import difflib, hashlib, importlib, json, os, re, signal, sys, tempfile, threading, time
@@ -619,3 +619,101 @@ def th_sweep(name:Param("a ready sweep, or a file (TOML); none: list the ready o
     except KeyboardInterrupt:
         print("\nInterrupted. Finished runs are kept and in the table; the same command goes on there.",file=sys.stderr)
         raise SystemExit(130) from None
+
+# %% ../nbs/commands.ipynb #tr02
+def _place(text:str|None):
+    "A position where a number was given, else a word or a role"
+    return int(text) if text is not None and re.fullmatch(r"-?\d+",text) else text
+
+def _check_trace(text, head, task, n, out)->Path: # the folder
+    "What can be refused before a model is looked for"
+    if head is None: raise UsageError("Which head is asked about? Name it: --head 23.0")
+    parse_head(head)
+    if (text is None)==(task is None):
+        raise UsageError('Give a text, such as "Mary met John. John spoke to", or --task ioi; one of the two.')
+    if text is not None and not text.strip(): raise UsageError("The text is empty. Give at least one word.")
+    if n<1: raise UsageError(f"--n {n}: give how many prompts to make, at least 1.")
+    out = Path(out).expanduser().resolve()
+    check_run_folder(out,"trace")
+    theirs = [f for f in ("trace.html","trace.csv") if (out/f).exists() and mark_of(out)!="trace"]
+    if theirs: raise OutputError(f"{out} has a {theirs[0]} that th_trace did not write. Choose another folder.")
+    return out
+
+# %% ../nbs/commands.ipynb #tr04
+def _most_attended(rec, h:Head, query:int)->int: # a position; `rec` is a `Recording` of one prompt
+    "Where the head looks most, the first token left out, since many heads rest there"
+    row = rec.pattern[h.layer,0,h.head,query]
+    return int(row[1:].argmax())+1 if len(row)>1 else 0
+
+def _print_trace(t, query, key, alone:bool):
+    "The ten largest terms of both sides of one prompt"
+    columns = ["writer","term","share",*(["attention","without"] if alone else [])]
+    for side,where in (("query",query),("key",key)):
+        rows = t.table(0,side).head(10)[columns].to_string(index=False,float_format="{:.3f}".format)
+        print(f"Written at {where}, the ten largest terms\n{rows}\n")
+
+def _trace_text(model, text:str, head:str, query, key, against, twin, out:Path):
+    "Trace one prompt, print the largest terms, write the page"
+    from talking_heads.circuits.recording import record
+    from talking_heads.circuits.trace import as_prompts, positions, trace
+    from talking_heads.circuits.trace_page import page_data, trace_html, trace_words
+    from talking_heads.base.pages import page
+    h = check_heads(head,model.cfg.n_layers,model.cfg.n_heads)[0]
+    rec,two = (None if x is None else record(model,as_prompts(model,x)) for x in (text,twin))
+    if key is None: key = _most_attended(rec,h,int(positions(model,rec.prompts,query)))
+    t,d = trace(model,rec,h,query,key,against,two),page_data(model,rec,h,query,key,against,two)
+    print(f"{trace_words(d)}\n")
+    _print_trace(t,query,key,against is None and twin is None)
+    html = trace_html(d,display_name(model.checkpoint))
+    print(f"One page {page(html,out/'trace.html',f'Why {h} looks there')}")
+
+# %% ../nbs/commands.ipynb #tr05
+def _task_prompts(model, name:str, n:int, twin:str|None)->tuple: # prompts, their twins or None
+    "Prompts of a task, with twins of one kind where they are asked for"
+    from talking_heads.hooks import task_args
+    from talking_heads.tasks.known import task
+    t = task(name)
+    if t.windows: raise UsageError(f"The task {name!r} is made of texts without places to ask about. Take ioi.")
+    prompts = t.prompts(n=n,**task_args(model))
+    return prompts,None if twin is None else t.twins_of(prompts,twin)
+
+def _trace_task(model, task:str, n:int, head:str, query, key, against, twin, out:Path):
+    "Trace many prompts, print mean terms with intervals, write them as a table"
+    from talking_heads.circuits.trace import trace
+    prompts,twins = _task_prompts(model,task,n,twin)
+    known = [r for r in prompts.shared_roles]
+    wrong = [w for w in (query,key,against) if isinstance(w,str) and w not in known]
+    if key is None or wrong:
+        raise UsageError(f"{'Which place? ' if key is None else f'{wrong[0]!r} is no role of this task. '}"
+                         f"Roles that all of these prompts have: {', '.join(known)}. Such as --to {known[0]}.")
+    t = trace(model,prompts,head,query,key,against,twins)
+    f = t.mean()
+    print(f"{t!r}\n\nWritten at {query}, the ten largest mean terms\n"
+          f"{f.head(10).to_string(index=False,float_format='{:.3f}'.format)}\n")
+    with atomic_path(out/"trace.csv") as tmp: f.to_csv(tmp,index=False)
+    print(f"All terms {out/'trace.csv'}")
+
+# %% ../nbs/commands.ipynb #tr06
+@command
+def th_trace(model:Param("smollm2, a Hugging Face id, or a folder",str),
+             text:Param("a prompt; leave it out with --task",str,opt=False,nargs="?")=None,
+             head:Param("the reading head, e.g. 23.0",str)=None,
+             from_:Param("where it reads: a word, a position, or END",str)="END",
+             to:Param("where it looks: a word, a position or a role; without it, the most attended place but the first "
+                      "token. John#2 is the second John",str)=None,
+             against:Param("another place: explain why the head prefers --to",str)=None,
+             twin:Param("the text with other words of as many tokens, to explain the difference; "
+                        "with --task a kind of twin, e.g. abc",str)=None,
+             out:Param("folder for the page or the table; made if missing",str)="runs/trace",
+             task:Param("trace many prompts of a task, e.g. ioi, and print mean terms with intervals",str)=None,
+             n:Param("prompts of the task",int)=200,
+             device:Param("cpu, cuda; the GPU if there is one",str)=None):
+    "Who made a head look there? Its attention logit on a prompt as a sum over who wrote what it read"
+    out = _check_trace(text,head,task,n,out)
+    query,key,other = _place(from_),_place(to),_place(against)
+    with folder_lock(out,"th_trace"):
+        from talking_heads.hooks import load_model
+        lm = load_model(model,device=device)
+        mark_folder(out,"trace")
+        if task: return _with_progress(lambda: _trace_task(lm,task,n,head,query,key,other,twin,out))
+        _trace_text(lm,text,head,query,key,other,twin,out)
