@@ -3,9 +3,10 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help setup paper test check notebooks-test test-docs export notebooks docs preview screenshots benchmark toy toy-position hooks clean
-# One thing at a time, also under `make -j`: torch already uses every core, so two notebooks or two pytest workers
-# side by side would fight over the same cores and hold the model in memory twice. One worker is as fast and repeatable.
 .NOTPARALLEL:
+# Tests are many small passes, which gain little from a second thread: a worker for each core, one thread each, at most
+# four of them, since each may hold a model. Tests of one file stay together, with what they share.
+WORKERS := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
 
 BIN := .venv/bin
 # GPT-2 small's attention weights, where they lie beside the checkout; chapters that use them skip those cells without
@@ -28,7 +29,7 @@ paper: setup ## rerun the paper: MODEL=smollm2 SEED=0 OUT=runs/paper PARAMS="n_p
 	@$(BIN)/th_paper --model "$(or $(MODEL),smollm2)" --seed "$(or $(SEED),0)" --out "$(or $(OUT),runs/paper)" $(PARAMS)
 
 test: setup check notebooks-test ## all tests: the fast check, the notebooks' cells, pytest
-	@$(BIN)/pytest tests
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist loadfile
 
 check: setup ## the fast check: export in sync, notebooks clean, README.md up to date
 	@$(BIN)/python tools/check.py
@@ -37,7 +38,7 @@ check: setup ## the fast check: export in sync, notebooks clean, README.md up to
 # HF_HUB_OFFLINE: a test reads what is on disk and never waits for a network.
 notebooks-test: setup ## run the notebooks' cells as tests
 	@set -o pipefail; log=$$(mktemp); trap 'rm -f $$log' EXIT; \
-	HF_HUB_OFFLINE=1 $(BIN)/nbdev_test --path nbs --skip_file_re '$(SKIP_NBS)' --skip_folder_re '^([_.]|runs$$)' --n_workers 1 --do_print | tee $$log || exit 1; \
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs --skip_file_re '$(SKIP_NBS)' --skip_folder_re '^([_.]|runs$$)' --n_workers $(WORKERS) --do_print | tee $$log || exit 1; \
 	ran=$$(grep -c '^- Completed' $$log || true); \
 	if (( ran == 0 || ran != $(words $(TESTED)) )); then echo "Only $$ran of the $(words $(TESTED)) notebooks in nbs/ ran." >&2; exit 1; fi
 

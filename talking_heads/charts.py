@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ink', 'hues', 'head_classes', 'mode_hues', 'theme', 'ChartError', 'checked_table', 'inline_data', 'inline_csv',
-           'tooltip', 'finish_chart', 'head_map', 'attention_by_role', 'by_template', 'accuracy_by_n', 'position_map',
-           'component_ranks', 'composition_map', 'channel_graph', 'removal_bars', 'coordinate_strip', 'lift_bars',
-           'heads_and_components', 'head_explorer', 'list_explorer', 'subspace_slices', 'enable', 'save_chart']
+           'tooltip', 'finish_chart', 'readable', 'head_map', 'attention_by_role', 'by_template', 'accuracy_by_n',
+           'position_map', 'component_ranks', 'composition_map', 'channel_graph', 'removal_bars', 'coordinate_strip',
+           'lift_bars', 'heads_and_components', 'head_explorer', 'list_explorer', 'subspace_slices', 'enable',
+           'save_chart']
 
 # %% ../nbs/charts.ipynb #c003
 import json, textwrap
@@ -142,6 +143,33 @@ def finish_chart(chart:alt.TopLevelMixin, # any Altair chart; it is changed
     chart.description = " ".join(said.split())
     chart.config = alt.Config.from_dict(theme()["config"])
     return chart
+
+# %% ../nbs/charts.ipynb #tb02
+def _cells(column:pd.Series, digits:int)->list[str]:
+    "The values of a column as text, alike throughout"
+    if pd.api.types.is_bool_dtype(column): return ["yes" if x else "no" for x in column]
+    if not pd.api.types.is_numeric_dtype(column): return ["" if pd.isna(x) else str(x) for x in column]
+    there = column.dropna()
+    places = 0 if (there==there.round()).all() else digits
+    texts = ["" if pd.isna(x) else f"{x:,.{places}f}" for x in column]
+    return [t.removeprefix("-") if t and not t.strip("-0.") else t for t in texts]
+
+def readable(df:pd.DataFrame, # the rows to show
+             words=None, # column to its header
+             *,
+             only=None, # column to its header: these columns alone, in this order, without the index
+             digits=3, # decimals of floats; or column to its own
+            ): # a table for a notebook and its page
+    "A table rounded, without row numbers, with headers in words"
+    from IPython.display import HTML # which only those need who look
+    if only is not None: df,words = df[list(only)].reset_index(drop=True),only
+    named = df.index.name is not None or df.index.nlevels>1 or not pd.api.types.is_integer_dtype(df.index)
+    df = df.reset_index() if named else df
+    df = df.rename(columns={"index":""} if named and "index" in df else {})
+    places = digits if isinstance(digits,dict) else dict.fromkeys(df.columns,digits)
+    shown = {c:_cells(df[c],places.get(c,3)) for c in df.columns}
+    shown = pd.DataFrame(shown).rename(columns=words or {})
+    return HTML(shown.to_html(index=False,border=0))
 
 # %% ../nbs/charts.ipynb #c027
 def _called(d, width):

@@ -35,6 +35,7 @@ def _r(W:Tensor, # (head d_model d_head)
 @full_precision()
 def reader_factors(w:LayerWeights, # one layer
                    mode:str, # "Q", "K" or "V"
+                   *,
                    rotate=None, # from `rotation`: the query turned as at a given distance; None ignores position
                    far=None, # (d_model d_model) metric of the other side of B, see `detection`; None for none
                   )->Tensor: # (head d_model k), k at most d_head; `v @ M` is as long as `v @ B`
@@ -60,6 +61,7 @@ def write_directions(w:LayerWeights, # one layer
 @full_precision()
 def component_scores(V:Tensor, # (writer d_model) unit write directions
                      M:Tensor, # (reader d_model k) from `reader_factors`
+                     *,
                      rows:int=4096, # writers per product, which bounds memory
                     )->Tensor: # (writer reader) between 0 and 1; NaN for a reader that reads nothing
     "Composition score of each write direction with each reader"
@@ -102,7 +104,7 @@ class Composition:
     S:Tensor = field(repr=False) # (layer head component) singular values of the writers
     layers:tuple = field(repr=False) # by reading layer: (src_layer src_head component dst_head)
     spectra:Tensor = field(repr=False) # (layer head component) each reader's squared singular values, summing to 1 or 0
-    d_model:int|None=field(repr=False,default=None) # dimension of the stream
+    d_model:int = field(repr=False) # dimension of the stream
     @property
     def shape(self): return self.S.shape
 
@@ -129,21 +131,22 @@ def _read_layer(weights, l:int, V:Tensor, modes:str, distance, edit, far)->tuple
     "Scores of all earlier writers `V` with the heads of one layer, mode after mode"
     w = weights[l]
     rotate = None if distance is None else rotation(weights,l,distance)
-    M = torch.cat([reader_factors(w,m,rotate,far and far(l,m)) for m in modes])
+    M = torch.cat([reader_factors(w,m,rotate=rotate,far=far and far(l,m)) for m in modes])
     if edit is not None: M = edit(M)
     return component_scores(V,M),spectrum(M)
 
 # %% ../nbs/03_composition.ipynb #c021
 @full_precision()
 def compose(weights:AttentionWeights, # from `attention_weights`
-            modes:str="QKV", # modes to compute; each layer is read once for all of them
+            modes="QKV", # "Q", "K" or "V"; several as "QK" or ("Q",): each layer is read once for all of them
+            *,
             distance:int|None=None, # tokens from key to query, for rotary models; None ignores position
             edit=None, # a function of M that changes what readers hear, e.g. `without` of `detection`
             far=None, # a function of layer and mode that gives the metric of a reader's other side, see `detection`
-           )->dict[str,Composition]: # by mode
+           )->Composition|dict[str,Composition]: # scores of the one mode that a letter names, or of several by mode
     "Component scores of a whole model, one matrix product per reading layer"
     if not modes or set(modes)-set("QKV"): raise HeadError(f"Unknown modes {modes!r}. Choose some of Q, K and V.")
-    s = weights.shape
+    one,s = modes in ("Q","K","V"),weights.shape
     V,S,out,spectra = torch.empty(s.n_layers,s.n_heads,s.rank,s.d_model),[],{m:[] for m in modes},[]
     for l in progress(range(s.n_layers),"composition"):
         x,e = _read_layer(weights,l,V[:l].flatten(0,2),modes,distance,edit,far)
@@ -152,7 +155,9 @@ def compose(weights:AttentionWeights, # from `attention_weights`
         spectra.append(e.split(s.n_heads))
         sigma,V[l] = write_directions(weights[l])
         S.append(sigma)
-    return _compositions(weights,out,S,spectra,dict(distance=distance,edited=edit is not None,far=far is not None))
+    how = dict(distance=distance,edited=edit is not None,far=far is not None)
+    scores = _compositions(weights,out,S,spectra,how)
+    return scores[modes] if one else scores
 
 # %% ../nbs/03_composition.ipynb #cs04
 def _compositions(weights, layers:dict, S:list, spectra:list, how:dict)->dict[str,Composition]:
@@ -218,6 +223,7 @@ def _about(S:Tensor)->dict: # S (layer head component)
 def ranking(self:Composition, # scores of components
             reader, # a head, e.g. "9.9"
             level:str="component", # "component" or "head"
+            *,
             min_share:float=0., # leave out components that hold less of their head's squared norm, see `share_floor`
            )->pd.DataFrame: # one row per writer that writes, by falling score
     "Everyone a head could listen to, loudest first"

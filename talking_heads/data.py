@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ioi_templates', 'ioi_names', 'ioi_places', 'ioi_objects', 'ioi_twins', 'list_templates', 'held_out', 'number_words',
-           'list_items', 'answer_measures', 'ioi_splits', 'ioi_task', 'list_splits', 'list_task', 'Prompt', 'Prompts',
-           'fill_template', 'single_tokens', 'word_ids', 'usable_words', 'bos_ids', 'Draft', 'build_prompts', 'ioi',
-           'same_positions', 'corrupt', 'enumeration', 'mention_order', 'list_text', 'laundry_list', 'Measure',
+           'list_items', 'answer_measures', 'ioi_splits', 'ioi_classes', 'ioi_task', 'list_splits', 'list_task',
+           'Prompt', 'Prompts', 'in_order', 'fill_template', 'encode_texts', 'token_pieces', 'single_tokens',
+           'word_ids', 'usable_words', 'bos_ids', 'pad_id', 'Draft', 'build_prompts', 'ioi', 'same_positions',
+           'corrupt', 'enumeration', 'mention_order', 'list_text', 'laundry_list', 'Measure', 'HeadClass',
            'answer_scores', 'Task']
 
 # %% ../nbs/00_data.ipynb #c003
@@ -32,6 +33,15 @@ class Prompt:
     distractors:tuple # words that would be wrong: the other name, the other items
     distractor_ids:tuple # their token ids
     info:dict = field(default_factory=dict) # template, order, positions: whatever a table should show
+    candidates:tuple = () # (word, token ids) of the answer, then of each wrong word, whole; empty: each is its one id
+    shared:int = 0 # how many last entries of `tokens` begin every candidate already
+
+# %% ../nbs/00_data.ipynb #f006a
+@patch(as_prop=True)
+def choices(self:Prompt)->tuple: # of (word, token ids), the answer first
+    "The answer and every wrong word with all their tokens"
+    words = (self.answer,*self.distractors)
+    return self.candidates or tuple((w,(i,)) for w,i in zip(words,(self.answer_id,*self.distractor_ids)))
 
 # %% ../nbs/00_data.ipynb #c008
 _role_colors = {"IO":"#9ad0f5", "S1":"#f6c57f", "S2":"#f0a58f", "END":"#d9d2e9",
@@ -50,13 +60,18 @@ def _span_html(p:Prompt, role:str)->str:
 def _prompt_html(p:Prompt)->str:
     "The text of `p` with every role coloured, and the answer"
     out,at = [],0
-    for role in sorted((r for r in p.spans if r!="answer"), key=lambda r: p.spans[r]):
+    for role in sorted(p.spans, key=lambda r: (p.spans[r],r=="answer")):
         start,end = p.spans[role]
+        if start<at: continue # this word has been named already
         out += [html.escape(p.text[at:start]), _span_html(p,role)]
         at = end
-    return "".join(out)+html.escape(p.text[at:])+f' → <b>{html.escape(p.answer)}</b>'
+    return "".join(out)+html.escape(p.text[at:])+f' → <b>{html.escape(p.answer)}</b>{_begun(p)}'
 
-Prompt.__repr__ = lambda self: f"{self.text} → {self.answer}"
+def _begun(p:Prompt)->str:
+    "How much of the answer stands in the text already"
+    return f" (from its token {p.shared+1} on)" if p.shared else ""
+
+Prompt.__repr__ = lambda self: f"{self.text} → {self.answer}{_begun(self)}"
 Prompt._repr_html_ = lambda self: f'<p>{_prompt_html(self)}</p>'
 
 # %% ../nbs/00_data.ipynb #c011
@@ -142,6 +157,14 @@ def where(self:Prompts, **info, # values that `Prompt.info` must have
     "The prompts whose info matches, e.g. `where(order='ABBA')`"
     return self[[i for i,p in enumerate(self) if all(p.info.get(k)==v for k,v in info.items())]]
 
+# %% ../nbs/00_data.ipynb #da14
+def in_order(parts, # tensors (rows ...) of one batch after the other
+             groups, # the indices of their rows, as `Prompts.groups` gives them
+            )->Tensor: # (all rows ...)
+    "Rows of batches, put back in the order of the prompts"
+    back = torch.tensor([i for g in groups for i in g]).argsort()
+    return torch.cat(list(parts))[back]
+
 # %% ../nbs/00_data.ipynb #c015
 @patch
 def frame(self:Prompts)->pd.DataFrame: # one row a prompt
@@ -179,8 +202,10 @@ def _token_at(offsets:list, # (start, end) characters of each token
     return hits[0] if e==end and start-1<=s<=start else None
 
 # %% ../nbs/00_data.ipynb #c022
-def _encode(tokenizer, texts:list[str])->tuple[list,list]:
-    "Token ids and character offsets of `texts`, no special tokens added"
+def encode_texts(tokenizer, # fast Hugging Face tokenizer
+                 texts:list[str], # to be read, no special tokens added
+                )->tuple[list,list]: # token ids, and (start, end) characters of each token; raises `TaskError`
+    "Token ids and character offsets of texts"
     if not texts: return [],[]
     if not getattr(tokenizer,"is_fast",False):
         raise TaskError(f"{type(tokenizer).__name__} cannot report which characters a token covers, so roles cannot "
@@ -188,7 +213,9 @@ def _encode(tokenizer, texts:list[str])->tuple[list,list]:
     enc = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     return enc["input_ids"],enc["offset_mapping"]
 
-def _pieces(tokenizer, ids)->str:
+def token_pieces(tokenizer, # Hugging Face tokenizer
+                 ids, # token ids
+                )->str: # for a message
     "Tokens as the tokenizer spells them"
     return " ".join(map(repr,tokenizer.convert_ids_to_tokens(list(ids)))) or "nothing"
 
@@ -197,7 +224,7 @@ def single_tokens(tokenizer, # a fast Hugging Face tokenizer
                   words:list[str], # candidate words
                  )->list[str]: # those that are one known token after a space
     "Words that stay whole in the middle of a sentence"
-    ids,offsets = _encode(tokenizer, [f"with {w} and" for w in words])
+    ids,offsets = encode_texts(tokenizer, [f"with {w} and" for w in words])
     at = [_token_at(o,(5,5+len(w))) for o,w in zip(offsets,words)]
     return [w for w,i,p in zip(words,ids,at) if p is not None and i[p]!=tokenizer.unk_token_id]
 
@@ -207,12 +234,12 @@ def word_ids(tokenizer, # fast Hugging Face tokenizer
             )->dict[str,int]: # word to token id; raises `TaskError` for one that is not a single known token
     "Token id of each word as it stands after a space"
     words,out = list(dict.fromkeys(words)),{}
-    for w,ids,offsets in zip(words,*_encode(tokenizer, [f"with {w} and" for w in words])):
+    for w,ids,offsets in zip(words,*encode_texts(tokenizer, [f"with {w} and" for w in words])):
         at = _token_at(offsets,(5,5+len(w)))
         if at is None or ids[at]==tokenizer.unk_token_id:
             over = [i for i,(s,e) in zip(ids,offsets) if s<5+len(w) and e>5]
             raise TaskError(f"{w!r} is not one known token after a space: this tokenizer reads it as "
-                f"{_pieces(tokenizer,over)}. Choose another word.")
+                f"{token_pieces(tokenizer,over)}. Choose another word.")
         out[w] = ids[at]
     return out
 
@@ -248,7 +275,8 @@ def bos_ids(tokenizer, # Hugging Face tokenizer
         raise TaskError("A BOS token was asked for, but this tokenizer has none. Pass bos=False.")
     return (tokenizer.bos_token_id,)
 
-def _pad_id(tokenizer)->int:
+def pad_id(tokenizer, # Hugging Face tokenizer
+          )->int:
     "Any id will do on the right; the tokenizer's own is the least surprising"
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
@@ -280,7 +308,7 @@ def _split_role(tokenizer, d:Draft, role:str, ids:list, offsets:list)->TaskError
     start,end = d.spans[role]
     over = [i for i,(s,e) in zip(ids,offsets) if s<end and e>start]
     return TaskError(f"{d.text[start:end]!r} ({role}) is not one token in template {d.info.get('template','')!r}: "
-        f"this tokenizer reads it as {_pieces(tokenizer,over)} in {d.text!r}. Leave that word out.")
+        f"this tokenizer reads it as {token_pieces(tokenizer,over)} in {d.text!r}. Leave that word out.")
 
 # %% ../nbs/00_data.ipynb #n030a
 def _ending(d:Draft)->str:
@@ -303,10 +331,11 @@ def _not_next(tokenizer, d:Draft, word:str, ids:list, got:list)->TaskError:
     "The error for a word that is not the next token"
     same = next((k for k,(a,b) in enumerate(zip(ids,got)) if a!=b), min(len(ids),len(got)))
     k = max(0,min(same,len(ids)-1)) # show from where they part, and at least the last token of the prompt
+    def spelled(part): return token_pieces(tokenizer,part)
     template,end = d.info.get("template",""),d.text[-30:]
     return TaskError(f"{word!r} is not the next token of template {template!r}, which ends {end!r}: this tokenizer "
-        f"reads its end as {_pieces(tokenizer,ids[k:])}, with a space and the word as {_pieces(tokenizer,got[k:])}, "
-        f"and the word in the middle of a sentence as {_pieces(tokenizer,[d.ids[word]])}. "
+        f"reads its end as {spelled(ids[k:])}, with a space and the word as {spelled(got[k:])}, "
+        f"and the word in the middle of a sentence as {spelled([d.ids[word]])}. "
         "Choose other words, another template or another tokenizer.")
 
 def _check_draft(d:Draft):
@@ -329,10 +358,10 @@ def build_prompts(tokenizer, # fast Hugging Face tokenizer
     if not drafts: raise TaskError("No prompts can be built of nothing: ask for at least 1.")
     for d in drafts: _check_draft(d)
     start = bos_ids(tokenizer,bos)
-    ids,offsets = _encode(tokenizer, [d.text for d in drafts])
+    ids,offsets = encode_texts(tokenizer, [d.text for d in drafts])
     made = [_place(d,i,o,start,tokenizer) for d,i,o in zip(drafts,ids,offsets)]
     _check_next(tokenizer,drafts,ids)
-    return Prompts(tuple(made), task, bos, _pad_id(tokenizer), tokenizer)
+    return Prompts(tuple(made), task, bos, pad_id(tokenizer), tokenizer)
 
 # %% ../nbs/00_data.ipynb #c034
 ioi_templates = [
@@ -551,6 +580,24 @@ answer_measures = (Measure("correct","is the answer ahead of every distractor?",
                    Measure("top1","is the answer ahead of the whole vocabulary?",share=True),
                    Measure("logit_diff","logit of the answer minus that of the strongest distractor"))
 
+# %% ../nbs/00_data.ipynb #t081b
+@dataclass(frozen=True)
+class HeadClass:
+    "A class of heads that shows on a task, and the rule by which a head is called one; raises `TaskError`"
+    name:str # in tables
+    how:str # "writes" for the answer, "directs" the attention of another class, or "looks" along a pattern
+    floor:float # least score: a part of what all heads reach together; of "looks", attention from 0 to 1
+    sign:int=1 # of "writes": -1 for heads that write against the answer
+    of:str="" # of "directs": name of the class whose heads are watched
+    pattern:Callable|None=None # of "looks": tokens (pos) to (pos pos), 1 where such a head looks
+
+    def __post_init__(self):
+        needs = {"writes":True, "directs":bool(self.of), "looks":self.pattern is not None}
+        if self.how not in needs:
+            raise TaskError(f"The class {self.name!r} is scored by {self.how!r}. Choose {', '.join(needs)}.")
+        lacks = {"directs":"of, the class that it acts on", "looks":"pattern, along which it looks"}
+        if not needs[self.how]: raise TaskError(f"The class {self.name!r} needs {lacks[self.how]}.")
+
 # %% ../nbs/00_data.ipynb #t082
 def answer_scores(prompts:Prompts, # each with at least one distractor
                   logits:Tensor, # (batch d_vocab) at END
@@ -578,10 +625,12 @@ class Task:
     measures:tuple=answer_measures # of `Measure`
     score:Callable=answer_scores # (prompts, logits at END), or (windows, loss of each next token), to one row each
     groups:tuple=("template",) # columns of the scores that group prompts
-    roles:tuple=() # that every prompt has, beside END
+    roles:tuple=() # that every prompt has, beside END; the first holds the answer
     twin:Callable|None=None # (prompts, how, seed) to their counterfactual twins; None: it has none
     twins:dict=field(default_factory=dict) # kind of twin to what it changes
+    run:Callable|None=None # (model, prompts) to one row each, where the logits at END do not hold all; None: `score`
     windows:bool=False # does it make windows of tokens, scored by the loss of each token, rather than prompts?
+    classes:tuple=() # of `HeadClass`, what `find_heads` looks for; each `directs` after the class that it acts on
 
     def __repr__(self): return f"Task {self.name}: {self.about}"
 
@@ -610,6 +659,13 @@ def prompts(self:Task,
     if isinstance(made,Prompts) and made.task!=self.name: return replace(made,task=self.name)
     return made
 
+# %% ../nbs/00_data.ipynb #t086c
+@patch
+def check_own(self:Task, prompts)->None: # raises `TaskError` for prompts of another task
+    "Make sure that prompts are of this task"
+    theirs = getattr(prompts,"task","no task")
+    if theirs!=self.name: raise TaskError(f"These are prompts of {theirs!r}, not of the task {self.name!r}.")
+
 # %% ../nbs/00_data.ipynb #t087
 @patch
 def twins_of(self:Task,
@@ -624,8 +680,7 @@ def twins_of(self:Task,
     how = next(iter(self.twins)) if how is None else how
     if how not in self.twins:
         raise TaskError(f"The task {self.name!r} has no twins of the kind {how!r}. {_offers('kinds',self.twins)}")
-    if getattr(prompts,"task",None)!=self.name:
-        raise TaskError(f"These are prompts of {getattr(prompts,'task','no task')!r}, not of the task {self.name!r}.")
+    self.check_own(prompts)
     return same_positions(prompts, self.twin(prompts,how,seed))
 
 @patch
@@ -654,7 +709,7 @@ def _repr_html_(self:Task):
     told = lambda d: [f"{k}: {v}" for k,v in d.items()]
     rows = [row("splits",told(self.splits)), row("options",told(self.options)), row("twins",told(self.twins)),
             row("measures",[f"{m.name}: {m.words}" for m in self.measures]), row("groups",self.groups),
-            row("roles",self.roles)]
+            row("roles",self.roles), row("classes of heads",[c.name for c in self.classes])]
     return f"<p><b>{html.escape(repr(self))}</b></p><table><tbody>{''.join(rows)}</tbody></table>"
 
 # %% ../nbs/00_data.ipynb #t090
@@ -665,10 +720,13 @@ def _make_ioi(tokenizer, n, seed, split, bos, templates=None)->Prompts:
     if templates is not None and split!="all": raise TaskError("Give the task 'ioi' a split or templates, not both.")
     return ioi(tokenizer, n, seed, bos, list(ioi_splits[split]) if templates is None else templates)
 
+ioi_classes = (HeadClass("mover","writes",.05), HeadClass("negative_mover","writes",.05,sign=-1),
+               HeadClass("inhibition","directs",.05,of="mover"))
+
 ioi_task = Task("ioi", "indirect object identification: which of two names was not repeated?", _make_ioi,
                 splits=dict(zip(ioi_splits,("all templates","the first ten templates","the last five templates"))),
                 options={"templates":"indices into `ioi_templates`"}, groups=("template","order"),
-                roles=("IO","S1","S2"), twin=corrupt, twins=ioi_twins)
+                roles=("IO","S1","S2"), twin=corrupt, twins=ioi_twins, classes=ioi_classes)
 
 # %% ../nbs/00_data.ipynb #t091
 list_splits = {"all":tuple(list_templates), "train":tuple(t for t in list_templates if t not in held_out),

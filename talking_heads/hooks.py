@@ -425,14 +425,11 @@ def readout(model:TransformerBridge, # from `load_model`
     "One forward pass over `prompts`, and what it leaves behind"
     check_prompts(model,prompts)
     to,key_pos,(query,) = check_roles(prompts,to),role_positions(prompts,to),one_role(prompts,query)
-    query_pos,parts,order = prompts.pos(query),[],[]
+    parts,order = [],[]
     for g in progress(prompts.groups(batch_size), f"{prompts.task} forward"):
-        parts.append(_read_group(model, prompts[g].tokens, query_pos[g], key_pos[g]))
+        parts.append(_read_group(model, prompts[g], query, to, key_pos[g]))
         order += g
-    back = torch.tensor(order).argsort()
-    join = lambda k: torch.cat([p[k] for p in parts])[back]
-    scales = {k:torch.cat([p["scales"][k] for p in parts])[back] for k in parts[0]["scales"]}
-    return Readout(prompts, query, join("logits"), join("attention"), to, join("z"), scales)
+    return joined_readouts(prompts, parts, order)
 
 # %% ../nbs/01_hooks.ipynb #c027
 def one_role(prompts:Prompts,
@@ -443,14 +440,15 @@ def one_role(prompts:Prompts,
     if len(names)!=1: raise TaskError(f"One role is wanted here, not {len(names)}: {role!r}. Call once for each.")
     return names
 
-def _read_group(model, tokens:Tensor, query:Tensor, keys:Tensor)->dict:
+def _read_group(model, prompts:Prompts, query:str, to:tuple, keys:Tensor)->Readout:
     "`readout` for prompts of one length, moved to the CPU"
-    out,tokens = _empty(model, len(tokens), keys.shape[1]),tokens.to(model.cfg.device)
+    out,tokens = _empty(model, len(prompts), len(to)),prompts.tokens.to(model.cfg.device)
     def run(hooks): return model.run_with_hooks(tokens, fwd_hooks=hooks, **last_logits_only(model))[:,-1]
-    logits = run(_readout_hooks(model, out, query, keys))
+    logits = run(_readout_hooks(model, out, prompts.pos(query), keys))
     parts = dict(logits=logits, attention=out["attention"], z=out["z"])
     for what,x in (parts|out["scales"]).items(): check_finite(x, model, _plural.get(what,"scales of norms"), run)
-    return {k:x.cpu() for k,x in parts.items()} | dict(scales={k:v.cpu() for k,v in out["scales"].items()})
+    scales = {k:x.cpu() for k,x in out["scales"].items()}
+    return Readout(prompts, query, logits.cpu(), out["attention"].cpu(), to, out["z"].cpu(), scales)
 
 _plural = {"logits":"logits", "attention":"attention weights", "z":"values that heads mix"}
 
@@ -460,10 +458,9 @@ def joined_readouts(prompts:Prompts, # all of them
                     order:list, # index in `prompts` of each row of the parts, one part after the other
                    )->Readout:
     "Readouts of parts, put back in the order of `prompts`"
-    back = torch.tensor(order).argsort()
-    cat = lambda f: torch.cat([f(p) for p in parts])[back]
-    scales = {k:cat(lambda p: p.scales[k]) for k in parts[0].scales}
-    logits,attention,z = (cat(lambda p: getattr(p,k)) for k in ("logits","attention","z"))
+    def join(f): return in_order(map(f,parts),[order])
+    scales = {k:join(lambda p: p.scales[k]) for k in parts[0].scales}
+    logits,attention,z = (join(lambda p: getattr(p,k)) for k in ("logits","attention","z"))
     return Readout(prompts, parts[0].query, logits, attention, parts[0].roles, z, scales)
 
 # %% ../nbs/01_hooks.ipynb #c032

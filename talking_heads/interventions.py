@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Change', 'Edit', 'OutputProjections', 'saved_originals', 'original_weights', 'active_edits', 'target_of',
            'check_target', 'undo_all', 'edited', 'parse_component', 'as_written', 'component_edit', 'subspace_edit',
-           'edit_hooks', 'readout_with_edit', 'edited_readout', 'coordinates', 'set_coordinates_hooks', 'random_like',
-           'load_edit']
+           'edit_hooks', 'readout_with_edit', 'edited_readout', 'coordinates', 'coordinate_maps',
+           'set_coordinates_hooks', 'random_like', 'load_edit']
 
 # %% ../nbs/04_interventions.ipynb #c003
 import hashlib, html, json, re, signal, threading, warnings
@@ -379,7 +379,7 @@ def _weights(model, processing:str)->AttentionWeights:
 def _directions(c:Components, h:Head, which:list)->Tensor: # (k d_model)
     "Write directions of some components of a head, or `EditError` for one that is not there"
     S = c.S[h.head]
-    rank = int((S>1e-6*S[0]).sum())
+    rank = int(rank_of(S))
     if bad := [i for i in which if i>=rank]: raise EditError(f"Component {h}.{bad[0]} does not exist: head {h} writes "
         f"{f'{rank} directions, components 0 to {rank-1}' if rank else 'nothing: its W_V W_O is zero'}.")
     return c.Vh[h.head,which]
@@ -452,7 +452,7 @@ def subspace_edit(model, # from `load_model`
 def _orthonormal(V:Tensor)->Tensor: # (k d_model)
     "An orthonormal basis of some rows, or `EditError` where they span fewer directions than they are"
     S = torch.linalg.svdvals(V.double())
-    rank = int((S>1e-6*S[0]).sum())
+    rank = int(rank_of(S))
     if rank<len(V): raise EditError(f"These {len(V)} directions span {rank}, so there is no gain for each. "
         "Leave out those that follow from the others.")
     return torch.linalg.qr(V.double().T)[0].T.float()
@@ -619,6 +619,15 @@ def coordinates(z, # (batch d_head) values of the head, (batch layer head d_head
     put = lambda x: torch.as_tensor(x).detach().to("cpu",torch.float64)
     return (put(z)@(put(o(h))@put(V).T)).to(z.device,torch.float32)
 
+# %% ../nbs/04_interventions.ipynb #i064b
+@full_precision()
+def coordinate_maps(W:Tensor, # (d_head d_model) a head's W_O
+                    V:Tensor, # (k d_model) orthonormal directions that the head can write
+                   )->tuple[Tensor,Tensor]: # reads (d_head k), backs (k d_head), in float64 on the CPU
+    "What turns a head's values into coordinates along `V`, and coordinates into values"
+    W,V = W.detach().to("cpu",torch.float64),V.to("cpu",torch.float64)
+    return W@V.T, V@torch.linalg.pinv(W)
+
 # %% ../nbs/04_interventions.ipynb #c065
 @full_precision()
 def set_coordinates_hooks(model, # from `load_model`
@@ -648,7 +657,7 @@ def _others(w, edit:Edit, c:Change, taken:set, within:str, g)->tuple[Head,Tensor
     if not heads: raise EditError(f"The edit touches every head of layer {c.layer}; there is no other. "
         "Choose within='components'.")
     h,cs = heads[int(torch.randint(len(heads),(),generator=g))],components(w,c.layer)
-    rank = int((cs.S[h.head]>1e-6*cs.S[h.head,0]).sum())
+    rank = int(rank_of(cs.S[h.head]))
     free = [i for i in range(rank) if f"{h}.{i}" not in taken]
     if len(free)<k: raise EditError(f"Head {h} has {len(free)} components left to draw {k} from. Choose within='head'.")
     some = [free[i] for i in torch.randperm(len(free),generator=g)[:k]]
@@ -661,11 +670,11 @@ def _frame(model, c:Change, within:str, g)->tuple[Head,Tensor,tuple]: # head, di
     W,k = OutputProjections(model)(c.where).detach().to("cpu",torch.float64),len(c.V)
     basis = torch.linalg.svd(W,full_matrices=False) if within=="head" else None
     mix = torch.randn(k,len(W) if within=="head" else W.shape[1],generator=g,dtype=torch.float32,device="cpu").double()
-    rank = W.shape[1] if basis is None else int((basis[1]>1e-6*basis[1][0]).sum())
+    rank = W.shape[1] if basis is None else int(rank_of(basis[1]))
     if rank<k:
         raise EditError(f"Head {c.where} writes {rank} directions, too few to draw {k} from. Choose within='residual'.")
     if basis is not None: mix = mix[:,:len(basis[1])] # a head may have more values than the residual stream has entries
-    rows = mix if basis is None else mix@(basis[2]*(basis[1]>1e-6*basis[1][0])[:,None])
+    rows = mix if basis is None else mix@(basis[2]*present(basis[1])[:,None])
     return c.where,torch.linalg.qr(rows.T)[0].T,tuple(f"random {i} in {within}" for i in range(k))
 
 # %% ../nbs/04_interventions.ipynb #c071

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['families', 'Family', 'family_of', 'config_object', 'full_config', 'Shape', 'shape_of', 'LayerWeights',
-           'AttentionWeights', 'attention_weights', 'weights_in_memory', 'thin_svd', 'fix_signs', 'present',
-           'degenerate_groups', 'degenerate', 'shares', 'effective_rank', 'Components', 'components']
+           'AttentionWeights', 'attention_weights', 'weights_in_memory', 'thin_svd', 'fix_signs', 'present', 'rank_of',
+           'degenerate_groups', 'degenerate', 'shares', 'effective_rank', 'Components', 'components', 'component_names']
 
 # %% ../nbs/02_svd.ipynb #c003
 import copy, hashlib
@@ -253,6 +253,7 @@ class AttentionWeights:
 @full_precision()
 def attention_weights(name="smollm2", # embedded name, folder, Hugging Face id, or a model from `load_model`
                       processing:str="raw", # "raw" or "folded"
+                      *,
                       center_writing:bool=False, # remove the mean from what heads write; LayerNorm models only
                       revision:str|None=None, # of a hub id
                      )->AttentionWeights: # raises `ModelError` or `CheckpointError`
@@ -395,6 +396,11 @@ def present(S:Tensor, # (... r) falling
     "Components that hold more than rounding does: above a millionth of their head's largest singular value"
     return S>1e-6*S[...,:1]
 
+def rank_of(S:Tensor, # (... r) falling
+           )->Tensor: # (...) integers
+    "How many components are present: the rank of a head, from 0 to the number of its singular values"
+    return present(S).sum(-1)
+
 @full_precision()
 def degenerate_groups(S:Tensor, # (... r) falling
                       gap:float=.001, # largest relative distance of neighbours that cannot be told apart
@@ -455,3 +461,12 @@ def components(weights:AttentionWeights, # from `attention_weights`
     U,S,Vh = thin_svd(share(w.W_V),w.W_O) if kind=="OV" else thin_svd(w.W_Q,share(w.W_K).mT)
     U,Vh = fix_signs(U,Vh)
     return Components(layer,kind,U,S,Vh)
+
+# %% ../nbs/02_svd.ipynb #sv08
+def component_names(weights:AttentionWeights, # from `attention_weights`
+                    heads, # one or several, in any form `parse_head` reads
+                   )->list[str]: # such as "8.10.1", head by head; raises `HeadError` for a head that is not there
+    "The names of all components that some heads write"
+    heads = check_heads(heads,weights.shape.n_layers,weights.shape.n_heads)
+    ranks = {l:rank_of(components(weights,l).S) for l in sorted({h.layer for h in heads})}
+    return [f"{h}.{i}" for h in heads for i in range(int(ranks[h.layer][h.head]))]

@@ -11,10 +11,11 @@
     })
   },
 
-  // Violations that axe finds: impact, rule, and the elements with the reason
-  violations: async () => {
+  // Violations that axe finds: impact, rule, and the elements with the reason; of all rules or of those named
+  violations: async (...rules) => {
+    const only = rules.length ? {runOnly: rules} : {}
     const found = await axe.run({exclude: [["[data-alike]"], [".th-view svg"]]},
-      {resultTypes: ["violations"], preload: false})
+      {resultTypes: ["violations"], preload: false, ...only})
     const told = n => n.html.slice(0, 150) + " " + (n.any[0]?.message || "")
     return found.violations.map(v => [v.impact, v.id, v.nodes.map(told)])
   },

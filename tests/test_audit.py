@@ -246,15 +246,13 @@ def test_shares_above_one_are_no_limits():
 
 @pytest.mark.slow
 def test_planted_faults_on_smollm2():
-    "Each fault in a real model fails by its own rule first; an edit that does nothing changes nothing at all"
+    "Nothing changes nothing; much damage shows on text first; a trap on train templates alone is a lag (the chapter plants the others)"
     model = load_model("smollm2", device="cpu")
-    plan = AuditPlan(text=3, ioi=20, lists=(5,), per_template=8, per_form=4, induction=2, new_tokens=2)
-    base = take_measurements(model, plan)
-    check = lambda e: audit(model, e, plan=plan, before=base)
+    few = AuditPlan(text=2, ioi=10, lists=(), contrast=(), induction=0, new_tokens=2)
+    base = take_measurements(model, few)
+    check = lambda e: audit(model, e, plan=few, before=base)
     assert (check(component_edit(model, {"20.0.0": 1.})).changes.change == 0).all()
-    assert check(component_edit(model, {"20.0.0": -4.})).first == "ioi"
     assert check(component_edit(model, {f"{l}.{h}.0": -6. for l in range(8, 24) for h in range(0, 9, 3)})).first in ("kl", "loss")
-    trap = check(lambda m: planted_trap(m, 6.))
-    assert trap.failed == ["wrong"] and trap.first == "wrong"
-    only = check(lambda m: planted_trap(m, 6., [" still had the", " left in the shop was the", " bag held only the"]))
+    lists = replace(few, text=1, lists=(5,), contrast=(5,), per_template=8, per_form=1, per_held_out_form=4)
+    only = audit(model, lambda m: planted_trap(m, 6., [" still had the", " left in the shop was the", " bag held only the"]), plan=lists)
     assert only.failed == ["lag"] and only.first == "lag"

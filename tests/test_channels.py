@@ -36,11 +36,11 @@ def test_planted_channel(seed):
 def test_no_channels_and_bad_input():
     W, *_ = planted()
     scores = compose(W, "Q")
-    assert find_channels(scores["Q"], W, z=1e6) == []
-    with pytest.raises(HeadError, match="does not exist"): find_channels(scores["Q"], W, readers=["9.9"])
+    assert find_channels(scores, W, z=1e6) == []
+    with pytest.raises(HeadError, match="does not exist"): find_channels(scores, W, readers=["9.9"])
     with pytest.raises(HeadError, match="numbers of heads"): trace_back(compose(W), "3.0", top=(2, 2))
     with pytest.raises(HeadError, match="No scores for mode"): trace_back(scores, "3.0")
     with pytest.raises(HeadError, match="No scores for mode Q"): trace_back(compose(W, "VK"), "3.0")
     with pytest.raises(HeadError, match="at least one step"): trace_back(scores, "3.0", steps=())
     W.processing = "folded"
-    with pytest.raises(ModelError, match="processing"): find_channels(scores["Q"], W)
+    with pytest.raises(ModelError, match="processing"): find_channels(scores, W)

@@ -1,5 +1,5 @@
 "Charts are valid, say what they show, give the same bytes twice, and refuse tables they cannot draw"
-import json, subprocess, sys, xml.dom.minidom
+import json, re, subprocess, sys, xml.dom.minidom
 from pathlib import Path
 
 import altair as alt
@@ -260,3 +260,13 @@ def test_explorer_starts_with_a_known_head():
     heads,*rest = explorer()
     assert charts.head_explorer(heads,*rest).description.endswith("First shown: 1.1.")
     assert charts.head_explorer(heads.assign(cls=""),*rest).description.endswith("First shown: 1.2.")
+
+def test_readable_tables():
+    "Whole numbers whole, floats rounded, nothing where nothing is, headers in words, no row numbers"
+    rows = pd.DataFrame(dict(n=[200., None], gain=[-.0004, .12345], head=["20.0", None], called=[True, False]))
+    text = charts.readable(rows, dict(n="prompts"), digits=dict(gain=2)).data
+    cells = re.findall(r"<t[dh]>(.*?)</t[dh]>", text)
+    assert cells == ["prompts", "gain", "head", "called", "200", "0.00", "20.0", "yes", "", "0.12", "", "no"]
+    kept = charts.readable(rows.head(1).set_index("head")[["n"]]).data
+    assert re.findall(r"<t[dh]>(.*?)</t[dh]>", kept) == ["head", "n", "20.0", "200"]
+    assert "&lt;b&gt;" in charts.readable(pd.DataFrame(dict(x=["<b>"]))).data

@@ -270,7 +270,7 @@ pairs = {m: [(Head(a, h), Head(b, j)) for a, b in ((0, 3), (1, 4), (2, 5)) for h
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_weights_never_replicate(seed):
-    r = dict(weights=weights_evidence(random_weights(seed), pairs, "made up", seed))
+    r = dict(weights=weights_evidence(random_weights(seed), pairs, "made up", seed=seed))
     assert replicates not in said(r).values()
 
 def test_planted_channels_replicate():
@@ -309,7 +309,7 @@ def test_permuted_p_against_average_precision():
     at = sorted(int(place[a.layer, a.head, b.layer, b.head]) for a, b in e)
     assert np.mean([(i+1)/p for i, p in enumerate(at)]) == pytest.approx(float(precision_and_roc(x, e)[0]), abs=1e-6)
     for a, b in e: x[a.layer, a.head, b.layer, b.head] = 9.
-    assert permuted_p(x, e, 199) == pytest.approx(1/200, abs=.011)
+    assert permuted_p(x, e, n=199) == pytest.approx(1/200, abs=.011)
     d = _permuted_writers(e, 3, g)
     assert all(a.layer < b.layer for a, b in d) and sorted(b for _, b in d) == sorted(b for _, b in e)
 
@@ -318,7 +318,7 @@ def test_isotropic_shares_against_sampling():
     S, spectrum = torch.tensor([3., 2., 1.]), torch.tensor([.6, .3, .1])
     V = torch.linalg.qr(torch.randn(4000, d, 3, generator=g))[0].mT
     direct = loudest_share((V[..., :3].square()*spectrum).sum(-1).T, S).mean()
-    assert float(isotropic_shares(spectrum, S, d, rng, 4000).mean()) == pytest.approx(float(direct), abs=.01)
+    assert float(isotropic_shares(spectrum, S, d, rng, n=4000).mean()) == pytest.approx(float(direct), abs=.01)
 
 def test_sorted_by_others_and_spread():
     rng = np.random.default_rng(0)
@@ -377,7 +377,8 @@ def test_scores_beside_change_no_verdict():
 
 def test_no_inhibition_head_without_inhibition(tmp_path):
     "Where the untouched score's interval includes 0, a fall of it is noise and no head is called"
-    from talking_heads.circuits.finding import _inhibition_rows
+    from talking_heads.circuits.finding import _director_rows
+    from talking_heads.data import ioi_task
     from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
     from talking_heads.circuits.finding import inhibition_score
     from talking_heads.hooks import load_model, readout, task_args
@@ -387,7 +388,17 @@ def test_no_inhibition_head_without_inhibition(tmp_path):
     for h in range(4):
         intact = inhibition_score(att[:, [2], [h]]).double()
         there = bool(bootstrap_ci(intact, generator=derive_generator(0, "intact"))[0] > 0)
-        rows = _inhibition_rows(model, prompts, [Head(2, h)], 0)
+        rows = _director_rows(model, prompts, ioi_task.roles, ioi_task.classes[2], [Head(2, h)], 0)
         assert there or not rows.called.any()
         seen.add(there)
     assert False in seen
+
+def test_pairs_without_a_score_rank_last():
+    "A head that writes nothing is no known pair's rival"
+    x = torch.rand(3, 2, 3, 2, generator=torch.Generator().manual_seed(0))
+    x[1, 1] = float("nan")
+    ranks = _causal_ranks(x)
+    causal = ranks[ranks > 0]
+    assert sorted(causal.tolist()) == list(range(1, 13)) and sorted(ranks[1, 1, 2].tolist()) == [11, 12]
+    ap, _ = precision_and_roc(x, [(Head(0, 0), Head(2, 1))])
+    assert 1/int(ranks[0, 0, 2, 1]) == pytest.approx(float(ap))

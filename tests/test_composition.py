@@ -158,7 +158,7 @@ def test_gpt2_numbers(shared):
 
 @pytest.mark.slow
 def test_smollm2_numbers():
-    c = compose(attention_weights("smollm2", "folded"), "Q")["Q"]
+    c = compose(attention_weights("smollm2", "folded"), "Q")
     ranks = [int(f[f.src == "20.0.0"]["rank"].iloc[0]) for f in map(c.ranking, ("23.0", "23.1", "23.2", "23.7", "22.7"))]
     assert sum(r <= 3 for r in ranks) >= 3
 
@@ -166,7 +166,7 @@ def test_dead_heads_have_no_score():
     g = torch.Generator().manual_seed(0)
     layers = [random_layer(g, 2, 2, 12, 3) for _ in range(2)]
     layers[1].W_Q[0].zero_(), layers[0].W_O[1].zero_()
-    c = compose(Weights(layers), "Q")["Q"]
+    c = compose(Weights(layers), "Q")
     dead = torch.zeros(1, 2, 3, 2, dtype=torch.bool)
     dead[..., 0] = dead[:, 1] = True
     assert torch.equal(c.layers[1].isnan(), dead) and torch.equal(c.heads()[0, :, 1].isnan(), dead[0, :, 0])
@@ -175,7 +175,7 @@ def test_dead_heads_have_no_score():
 def test_bad_input():
     g = torch.Generator().manual_seed(0)
     W = Weights([random_layer(g, 2, 1, 12, 3) for _ in range(2)])
-    c = compose(W, "Q")["Q"]
+    c = compose(W, "Q")
     for head, words in (("2.0", "does not exist"), ("1.2", "does not exist"), ("0.1", "first layer"), ("nine", "names no head")):
         with pytest.raises(HeadError, match=words): c.ranking(head)
     with pytest.raises(HeadError, match="come before"): component_pairs(W, "1.0", "1.1")
@@ -188,10 +188,10 @@ def test_bad_input():
 def test_ranking_says_what_a_score_leaves_out():
     g = torch.Generator().manual_seed(0)
     W = Weights([random_layer(g, 2, 1, 12, 3) for _ in range(2)])
-    f = compose(W, "Q")["Q"].ranking("1.1").set_index("src")
+    f = compose(W, "Q").ranking("1.1").set_index("src")
     S = write_directions(W[0])[0]
     assert float(f.loc["0.1.2", "share"]) == pytest.approx(float(S[1, 2]**2/S[1].square().sum()), rel=1e-4)
-    with pytest.raises(HeadError, match="Unknown level"): compose(W, "Q")["Q"].ranking("1.1", "components")
+    with pytest.raises(HeadError, match="Unknown level"): compose(W, "Q").ranking("1.1", "components")
 
 def test_an_edited_model_is_not_taken_for_its_checkpoint(tmp_path):
     folder = tiny.save("llama", tmp_path)

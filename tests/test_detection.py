@@ -33,14 +33,14 @@ def test_drawing_a_reader_twice_counts_it_twice():
     x = torch.rand(3, 2, 3, 2, generator=torch.Generator().manual_seed(0))
     edges = [(Head(0, 0), Head(1, 1)), (Head(1, 0), Head(2, 0))]
     counts = torch.ones(1, 6); counts[0, 4] = 0
-    dropped, _ = precision_and_roc(x, edges, counts)
+    dropped, _ = precision_and_roc(x, edges, counts=counts)
     y = x.clone(); y[:, :, 2, 0] = -1 # this reader's pairs last, and its edge unlisted
     alone, _ = precision_and_roc(y, edges[:1])
     assert float(dropped) == pytest.approx(float(alone))
 
 def test_resamples_keep_the_share_of_known_readers():
     edges = [(Head(0, 0), Head(1, 1)), (Head(1, 0), Head(2, 0))]
-    counts = resamples(3, 2, edges, 50)
+    counts = resamples(3, 2, edges, n=50)
     assert (counts[:, [3, 4]].sum(1) == 2).all() and (counts[:, [2, 5]].sum(1) == 2).all() and (counts[:, :2] == 0).all()
 
 def layers(seed=0, n=3): 
@@ -77,12 +77,12 @@ def test_sharpen_has_one_setting_for_all_modes_and_every_switch():
     assert set(x) == set("QKV") and all(y.shape == (4, 4, 4, 4) and y.isfinite().all() for y in x.values())
     for kw in (dict(shared=None), dict(far=False), dict(broad=False), dict(background=0), dict(shrink=None)): assert not torch.equal(sharpen(W, **kw)["Q"], x["Q"])
     plain = sharpen(W, shared=None, far=False, broad=False, background=0, shrink=None)["Q"]
-    torch.testing.assert_close(plain, loudest(compose(W, "Q")["Q"]))
+    torch.testing.assert_close(plain, loudest(compose(W, "Q")))
 
 @pytest.mark.slow
 def test_board_on_gpt2(shared):
     "The sharpened score beats the measure TransformerLens ships and plain composition in Q, on precision and rank"
     w = attention_weights(str(shared/"gpt2-small-attention"), "folded", center_writing=True)
     edges, mine = known_edges["gpt2"]["Q"], sharpen(w)["Q"]
-    ours, pk, cs = (measure(x, edges, n=0) for x in (mine, baseline(w, "Q", "pk"), compose(w, "Q")["Q"].heads()))
+    ours, pk, cs = (measure(x, edges, n=0) for x in (mine, baseline(w, "Q", "pk"), compose(w, "Q").heads()))
     assert ours["ap"] > pk["ap"] > cs["ap"] and ours["filtered"] <= 4 < pk["filtered"]

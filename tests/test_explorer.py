@@ -17,7 +17,7 @@ from talking_heads.svd import attention_weights
 def toy(): return load_model("toy", device="cpu")
 
 @pytest.fixture(scope="module")
-def scores(): return compose(attention_weights("toy"),"Q")["Q"]
+def scores(): return compose(attention_weights("toy"),"Q")
 
 def test_frames_hold_the_loudest(scores):
     "Of every head: the components with the largest z over all readers, and the readers with the largest z over its components, by brute force"

@@ -47,6 +47,10 @@ def run_plain(plain, tokens, edit=None):
 
 def prompts_of(model, n=30): return ioi(**task_args(model), n=n)
 
+def test_rows_of_groups_come_back_in_order():
+    rows, order = torch.arange(12).view(6, 2), [4, 0, 5, 2, 1, 3]
+    assert torch.equal(in_order([rows[order[:4]], rows[order[4:]]], order), rows)
+
 def test_bos_follows_the_tokenizer(pair):
     kind, model, _ = pair
     assert model.cfg.default_prepend_bos == kind.startswith("gemma")

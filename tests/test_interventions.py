@@ -260,8 +260,7 @@ def nest(model, edits, rng, depth):
 
 def step(model, edits, rng, monkeypatch):
     "One random thing that happens to a model"
-    what = rng.choice(["apply", "apply", "undo", "undo", "nest", "hooks", "flaky"])
-    before, active = snapshot(model), active_edits(model)
+    what, active = rng.choice(["apply", "apply", "undo", "undo", "nest", "hooks", "flaky"]), active_edits(model)
     if what == "apply": rng.choice(edits).apply(model)
     elif what == "undo" and active: rng.choice(active).undo(model)
     elif what == "undo":
@@ -272,6 +271,7 @@ def step(model, edits, rng, monkeypatch):
         except EditError: hooks = [] # an active edit may have turned the head's row space away
         with model.hooks(hooks): raise Stop
     else:
+        before = snapshot(model) # here alone: under `Interrupts` every call is slow
         with monkeypatch.context() as m:
             flaky(rng, m)
             try: rng.choice(edits).apply(model)
@@ -403,6 +403,15 @@ def test_coordinates_are_read_and_replaced(pair):
         close(coordinates(z[0], model, V, "1.0"), old@W@V.double().T)
         with model.hooks(set_coordinates_hooks(model, "1.0", V, want, pos)): model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", keep)])
     close(z[0].double()@W, old@W+(want.double()-old@W@V.double().T)@V.double(), 1e-3)
+
+def test_maps_read_coordinates_and_write_them():
+    "For any head: what `backs` makes of coordinates is written along V and nowhere else, and `reads` gives them again"
+    g = torch.Generator().manual_seed(0)
+    W = torch.randn(4, 9, generator=g)
+    V = torch.linalg.qr((torch.randn(2, 4, generator=g)@W).T)[0].T # in the row space of W
+    z, c = torch.randn(5, 4, generator=g).double(), torch.randn(5, 2, generator=g).double()
+    reads, backs = coordinate_maps(W, V)
+    close(z@reads, z@W.double()@V.double().T); close(c@backs@W.double(), c@V.double()); close(c@backs@reads, c)
 
 def test_own_coordinates_change_nothing_and_zero_removes(toy):
     prompts, edit = the_prompts(toy), component_edit(toy, ["1.0.0", "1.0.1"])

@@ -13,6 +13,7 @@ from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.hooks import load_model, readout, task_args
 from talking_heads.interventions import edited
+from talking_heads.base.store import stored_study
 from talking_heads.edits.lifting import *
 from talking_heads.edits.proposals import *
 from talking_heads.edits import lifting as lib
@@ -171,7 +172,7 @@ def test_interrupted_training_leaves_the_model(taught, toy):
 
 def test_evaluation_is_a_whole_weight_run(toy):
     "The evaluation's numbers are those of plain readouts of the edited model; edits below its layer are refused"
-    j = evaluation_sets(toy, 1, n_items=(8,), n=30, n_ioi=30, windows=6)
+    j = evaluation_sets(toy, 1, n_items=(8,), n=30, n_others=30, windows=6)
     updates = head_updates(toy, ["1.2", "2.0"])
     edit = updates_edit(toy, updates, torch.full((len(updates),), 1.5))
     before, rows = weights(toy), j.evaluate(edit)
@@ -220,7 +221,7 @@ def test_pareto(points):
 def test_study_goes_on_where_it_stopped(toy, tmp_path, monkeypatch):
     "Arms that are there are left alone; the collected file holds them with the model's hash; another model's are refused"
     w = Study(toy, 1, ["1.2", "1.1"], ["2.1"], 0, Settings(steps=3, rate=.03, kl=.5), n=9, **quick)
-    j = evaluation_sets(toy, 1, n_items=(8,), n=12, n_ioi=12, windows=4)
+    j = evaluation_sets(toy, 1, n_items=(8,), n=12, n_others=12, windows=4)
     for a in arms:
         if a not in ("rank-1 LoRA", "only five items"): evaluate_arm(j, train_arm(w, a, tmp_path)) # the toy's heads have low rank; no batch has five items
     def never(*args, **kw): raise AssertionError("trained again")
@@ -272,14 +273,14 @@ def test_bad_requests(toy):
 
 def test_search_returns_none_when_nothing_meets_the_budget(toy):
     w = Study(toy, 1, ["1.2"], ["2.1"], 0, Settings(steps=3, rate=.03, kl=.5), n=9, **quick)
-    j = evaluation_sets(toy, 1, n_items=(8,), n=12, n_ioi=0, windows=4)
+    j = evaluation_sets(toy, 1, n_items=(8,), n=12, n_others=0, windows=4)
     df, none = search_edits(w, j, (4,), (1.,), dict(kl=0.))
     assert none is None and not df.within.any() and df.front.all()
 
 def test_stored_study_is_of_this_model():
     "The table in the package was made with the embedded SmolLM2, by whole-weight runs of at least 200 prompts per point"
     from talking_heads.base.checkpoints import find_checkpoint
-    stored = json.loads(lib._table.read_text())
+    stored = stored_study("smollm2_lifting.json")
     assert stored["sha256"] == find_checkpoint("smollm2").sha256
     for a in stored["arms"]: assert a["provenance"]["sha256"] == stored["sha256"] and len(a["code"]) == 64 and a["settings"]["seed"] == a["seed"]
     rows = stored_lifting()

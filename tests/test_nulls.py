@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from talking_heads.base.core import TaskError
 from talking_heads.weights.nulls import *
 from talking_heads.composition import *
 
@@ -73,3 +74,12 @@ def test_rotations_leave_spectrum_and_writers_alone():
     V, lam = torch.linalg.qr(torch.randn(24, 24, generator=g))[0], torch.tensor([.6, .3, .1])
     top = rotation_null(V, lam, n=20, seed=3)
     assert torch.equal(top, rotation_null(V, lam, n=20, seed=3)) and (top.square() >= 1/24).all() and (top.square() <= .6+1e-6).all()
+
+def test_false_discovery_rates_leave_p_alone():
+    "Doubles are not written over, and what is no probability is refused"
+    p = torch.tensor([[.01, float("nan")], [.04, .03]]).double()
+    kept = p.clone()
+    q = benjamini_hochberg(p)
+    assert torch.equal(p[~p.isnan()], kept[~kept.isnan()]) and q.isnan().tolist() == p.isnan().tolist()
+    for bad in (-.1, 1.5):
+        with pytest.raises(TaskError, match="between 0 and 1"): benjamini_hochberg(torch.tensor([.5, bad]))

@@ -4,11 +4,11 @@ import pytest
 from talking_heads.base.checkpoints import find_checkpoint
 from talking_heads.base.core import HeadError
 from talking_heads.hooks import load_model
+from talking_heads.base.store import stored_study
 from talking_heads.circuits.paths import *
-import json
 
 def test_table_is_whole_and_of_this_model():
-    t, info = stored_paths(), json.loads(__import__("talking_heads.circuits.paths", fromlist=["_table"])._table.read_text())
+    t, info = stored_paths(), stored_study("smollm2_paths.json")
     assert len(t) == 207*4 and not t.duplicated(["src", "dst"]).any() and (t.low <= t.effect).all() and (t.effect <= t.high).all()
     assert info["sha256"] == find_checkpoint("smollm2").sha256 and (t.n == info["n"]).all()
 

@@ -10,7 +10,7 @@ from talking_heads.weights.planted import *
 from talking_heads.svd import *
 
 def measured(weights, truth):
-    c = compose(weights, truth["mode"][0])[truth["mode"][0]]
+    c = compose(weights, truth["mode"][0])
     out = []
     for t in truth.itertuples():
         l, h, i = map(int, t.src.split("."))
@@ -48,7 +48,7 @@ def test_shared_directions_are_shared():
 
 def test_strong_channels_are_found_by_components():
     w, t = plant(Plant(strength=.3, seed=5))
-    x = loudest(compose(w, "Q")["Q"])
+    x = loudest(compose(w, "Q"))
     r = edge_ranks(x, [(parse_head(a), parse_head(b)) for a, b in zip(t.src_head, t.dst)])
     assert (r.filtered == 1).all()
 
@@ -56,7 +56,7 @@ def test_a_band_where_components_find_all_and_heads_fewer_than_half():
     found = {"component": 0, "head": 0}
     for seed in range(3):
         w, t = plant(Plant(strength=.11, seed=seed))
-        c, edges = compose(w, "Q")["Q"], {(parse_head(a), parse_head(b)) for a, b in zip(t.src_head, t.dst)}
+        c, edges = compose(w, "Q"), {(parse_head(a), parse_head(b)) for a, b in zip(t.src_head, t.dst)}
         for k, x in (("component", loudest(c)), ("head", c.heads())):
             at = torch.stack(torch.unravel_index(x.flatten().topk(len(edges)).indices, x.shape), 1).tolist()
             found[k] += sum((Head(a, i), Head(b, j)) in edges for a, i, b, j in at)

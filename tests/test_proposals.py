@@ -92,14 +92,24 @@ def test_what_was_changed_or_is_not_ours_stays(toy, outcome, tmp_path):
 
 def th_edit(*args): return subprocess.run([str(Path(sys.executable).parent/"th_edit"), *map(str, args)], capture_output=True, text=True, timeout=600)
 
+def test_a_dry_run_writes_nothing(toy, outcome, tmp_path, monkeypatch, capsys):
+    "It says what was found, and its exit code says whether the edit would be kept"
+    from talking_heads import commands, hooks
+    from talking_heads.edits import proposals
+    monkeypatch.setattr(hooks, "load_model", lambda *args, **kw: toy)
+    for kept in (True, False):
+        monkeypatch.setattr(proposals, "propose_and_audit", lambda *args: replace(outcome, kept=kept))
+        code = 0
+        try: commands._edit("toy", "", tmp_path/"x", "tiny", False, True, False, 0, "cpu")
+        except SystemExit as e: code = e.code
+        assert code == (0 if kept else 2) and "Nothing was written" in capsys.readouterr().out and not (tmp_path/"x").exists()
+
 @pytest.mark.slow
 def test_the_command(tmp_path):
-    "A dry run writes nothing; a real one agrees with its exit code; undo clears; errors are paragraphs"
-    args = ("toy", "--how", "tiny", "--budget", "ioi=none,lists=none,lag=none", "--out", tmp_path/"x")
-    dry = th_edit(*args, "--dry-run")
-    assert dry.returncode in (0, 2) and "Nothing was written" in dry.stdout and not (tmp_path/"x").exists(), dry.stderr
-    real = th_edit(*args)
-    assert real.returncode == dry.returncode and (tmp_path/"x"/"edit").exists() == (real.returncode == 0) and (tmp_path/"x"/"edit.html").is_file()
+    "What is written agrees with the exit code; undo clears; errors are paragraphs"
+    real = th_edit("toy", "--how", "tiny", "--budget", "ioi=none,lists=none,lag=none", "--out", tmp_path/"x")
+    kept = json.loads((tmp_path/"x"/"th_edit.json").read_text())["kept"]
+    assert real.returncode == (0 if kept else 2) and (tmp_path/"x"/"edit").exists() == kept and (tmp_path/"x"/"edit.html").is_file(), real.stderr
     undone = th_edit("toy", "--undo", "--out", tmp_path/"x")
     assert undone.returncode == 0 and "Removed" in undone.stdout and not list((tmp_path/"x").iterdir())
     bad = th_edit("toy", "--budget", "klx=1", "--out", tmp_path/"y")

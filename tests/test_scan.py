@@ -17,9 +17,10 @@ from talking_heads.base.core import *
 from talking_heads.weights.nulls import *
 from talking_heads.weights.scan import *
 from talking_heads.svd import *
+from talking_heads.commands import th_scan
 
 bin = Path(sys.executable).parent
-def th(*args): return subprocess.run([str(bin/"th_scan"), *map(str, args)], capture_output=True, text=True, timeout=300)
+def th(*args): return tiny.called(th_scan, *args)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory): return tiny.save("llama", tmp_path_factory.mktemp("model")/"llama")
@@ -32,7 +33,7 @@ def test_scan_equals_compose(kind, group, rows, tmp_path, monkeypatch):
     t = read_scan(scan(w, tmp_path/"o", Scan(top=0)))
     c = compose(w)
     for m in modes:
-        q = benjamini_hochberg(torch.cat([p.flatten() for p in p_values(c[m], w.shape.d_model)]))
+        q = benjamini_hochberg(torch.cat([p.flatten() for p in p_values(c[m])]))
         mine = t[t["mode"] == m]
         assert len(mine) == sum(x.numel() for x in c[m].layers)
         for reader in ("1.0", "2.3"):
@@ -56,7 +57,7 @@ def test_columns_and_summary(folder, tmp_path):
     assert list(t.columns) == "model revision processing mode src_layer src_head src_component dst_layer dst_head score z p q share degenerate group".split()
     assert set(t.processing) == {"raw"} and (t.groupby(["mode", "dst_layer", "dst_head"], observed=True).size() == 5).all()
     info = json.loads((out/"scan.json").read_text())
-    assert info["provenance"]["sha256"] and info["tests"] == {m: sum(x.numel() for x in compose(attention_weights(str(folder)), m)[m].layers) for m in modes}
+    assert info["provenance"]["sha256"] and info["tests"] == {m: sum(x.numel() for x in compose(attention_weights(str(folder)), m).layers) for m in modes}
     assert info["strongest"]["Q"][0]["z"] == pytest.approx(float(t[t["mode"] == "Q"].z.max()), rel=1e-3)
     page = scan_page(out).read_text()
     assert "http://" not in page.split("</style>")[1].split("<script")[0] and "Who could be heard" in page
@@ -130,7 +131,9 @@ def test_readers_in_several_layers(folder, tmp_path):
     assert t.dst.tolist() == ["1.0"]*2+["2.3"]*2
 
 def test_command(folder, tmp_path):
-    r = th(folder, "--out", tmp_path/"o", "--reader", "2.1", "--modes", "qk", "--rope-distance", 3, "--top", 6)
+    "The script itself, in a process of its own"
+    args = [folder, "--out", tmp_path/"o", "--reader", "2.1", "--modes", "qk", "--rope-distance", 3, "--top", 6]
+    r = subprocess.run([str(bin/"th_scan"), *map(str, args)], capture_output=True, text=True, timeout=300)
     assert r.returncode == 0, r.stderr
     for f in ("scan.parquet", "scan.json", "scan.html"): assert str(tmp_path/"o"/f) in r.stdout and (tmp_path/"o"/f).stat().st_size
     assert json.loads((tmp_path/"o"/"scan.json").read_text())["provenance"]["distance"] == 3

@@ -349,7 +349,7 @@ def th(*args): return subprocess.run([str(bin/"th_sweep"), *map(str, args)], cap
 def test_th_sweep(tmp_path):
     "One run of th_paper on a tiny model, one that cannot be had: the table, the page, the exit codes"
     tiny.save("llama", tmp_path/"m")
-    few = "n_prompts = 20\nn_ablate = 8\nn_list = 8\nn_list_other = 4\nlist_lengths = [2, 3]\nlist_lengths_other = [3]\nsteer_lengths = [3]\nn_steer = 8\nsteer_steps = 2"
+    few = "n_prompts = 20\nn_ablate = 8\nn_list = 8\nn_list_other = 4\nlist_lengths = [2, 3]\nlist_lengths_other = [3]\nsteer_lengths = [3]\nn_steer = 8\nsteer_steps = 2\nhow = \"quick\"\nn_scale = 8\nn_forecast = 6"
     (tmp_path/"x.toml").write_text(f'title = "Trial"\n[parameters]\n{few}\n[[models]]\nname = "./m"\n[[models]]\nname = "nobody/nothing"')
     args = [tmp_path/"x.toml", "--out", tmp_path/"out"]
     r = th(*args, "--dry-run")

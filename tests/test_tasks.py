@@ -3,8 +3,12 @@ import pytest
 import torch
 
 from talking_heads.base.core import *
+from dataclasses import replace
+
+from talking_heads.circuits.finding import *
 from talking_heads.data import *
 from talking_heads.edits.audit import *
+from talking_heads.edits.evaluation_sets import evaluation_sets
 from talking_heads.evaluation import *
 from talking_heads.hooks import *
 from talking_heads.interventions import *
@@ -46,6 +50,11 @@ def test_windows_are_scored_by_plain_transformers(toy):
     assert by["loss"] == pytest.approx(loss[:, half:].mean(-1).tolist(), rel=1e-4)
     assert by["first loss"] == pytest.approx(loss[:, :half-1].mean(-1).tolist(), rel=1e-4)
 
+def unequal(tok):
+    "Arguments of `find_heads`: lists, each of which mentions other items, and a task that asks for the first mention"
+    t = replace(task("laundry_list"), roles=("mention1",), classes=ioi_classes)
+    return t.prompts(tok, n=6), 0, 1, 1, None, t
+
 @pytest.mark.parametrize("ask,said", [
     (lambda t, k: task("laundry_list").twins_of(task("laundry_list").prompts(k, n=3)), "'laundry_list' has no counterfactual"),
     (lambda t, k: task("ioi").prompts(k, split="validation"), "'ioi' has no split 'validation'.*held-out"),
@@ -53,7 +62,14 @@ def test_windows_are_scored_by_plain_transformers(toy):
     (lambda t, k: task("ioi").twins_of(task("laundry_list").prompts(k, n=3)), "prompts of 'laundry_list', not of the task 'ioi'"),
     (lambda t, k: task("laundry_list").prompts(k, n=6).pos("mention1"), "'laundry_list'.*'mention1'.*Roles of all: item1"),
     (lambda t, k: task("sonnets"), "no task 'sonnets'.*ioi"),
-    (lambda t, k: own_limits([(task("ioi"), "loss", .1)]), "'ioi' has no measure 'loss'.*correct")])
+    (lambda t, k: own_limits([(task("ioi"), "loss", .1)]), "'ioi' has no measure 'loss'.*correct"),
+    (lambda t, k: find_heads(t, task=task("laundry_list")), "'laundry_list' names no classes.*roles END, answer"),
+    (lambda t, k: find_heads(t, task("laundry_list").prompts(k, n=3)), "prompts of 'laundry_list', not of the task 'ioi'"),
+    (lambda t, k: find_heads(t, *unequal(k)), "'laundry_list' has the role mention1.*all of these have: item1"),
+    (lambda t, k: find_heads(t, task=replace(task("text"), classes=ioi_classes)), "'text' has no role that holds the answer.*'mover'"),
+    (lambda t, k: find_heads(t, task=replace(task("ioi"), classes=ioi_classes[2:])), "acts on 'mover', which is not among.*induction"),
+    (lambda t, k: HeadClass("x", "reads", .1), "scored by 'reads'.*writes, directs, looks"),
+    (lambda t, k: HeadClass("x", "looks", .1), "needs pattern")])
 def test_what_a_task_lacks_is_said_by_name(tok, ask, said):
     with pytest.raises(TaskError, match=said): ask(None, tok)
 
@@ -68,3 +84,36 @@ def test_a_task_of_ones_own_is_judged_beside_the_plan(toy):
     t = a.changes.set_index(["area", "measure"])
     with pytest.raises(TalkingHeadsError, match="tasks"):
         audit(toy, component_edit(toy, nothing), plan=plan, before=take_measurements(toy, plan), tasks=[(own, "correct", .05)])
+
+def test_finding_knows_no_name_of_a_task_its_classes_or_its_roles(toy):
+    "IOI under other names finds the same heads with the same scores; a class of ours may look along a pattern of ours"
+    first = lambda tokens: torch.eye(len(tokens))[:1].expand(len(tokens), -1) # every head at the first token, by brute force below
+    classes = (HeadClass("sayer", "writes", .05), HeadClass("pointer", "directs", .05, of="sayer"), HeadClass("first", "looks", .3, pattern=first))
+    def renamed(tokenizer, n, seed, split, bos):
+        p = ioi(tokenizer, n, seed, bos)
+        new = [replace(q, roles={dict(IO="right", S1="one", S2="two").get(k, k): v for k, v in q.roles.items()}) for q in p]
+        return replace(p, prompts=tuple(new), task="sayings")
+    ours = Task("sayings", "IOI in other words", renamed, roles=("right", "one", "two"), classes=classes)
+    a, b = (find_heads(toy, t.prompts(**task_args(toy), n=30), n_ablate=10, n_random=2, task=t) for t in (task("ioi"), ours))
+    scores = lambda df, cls: df[df.cls == cls].set_index("name").score
+    for x, y in (("mover", "sayer"), ("inhibition", "pointer"), ("induction", "induction")):
+        assert scores(a, x).equals(scores(b, y)) and len(scores(a, x)) == toy.cfg.n_layers*toy.cfg.n_heads
+    assert called_heads(a, "mover") == called_heads(b, "sayer") != ()
+    rows = task("induction").prompts(**task_args(toy), n=2)
+    _, cache = toy.run_with_cache(rows, names_filter="blocks.1.attn.hook_pattern")
+    seen = cache["blocks.1.attn.hook_pattern"][..., 0].mean((0, 2))
+    assert scores(b, "first")[[f"1.{h}" for h in range(len(seen))]].tolist() == pytest.approx(seen.tolist(), abs=1e-6)
+
+def test_without_prompts_the_default_task_makes_them(toy):
+    p = default_task.prompts(**task_args(toy), n=120)
+    a, b = find_heads(toy, n_ablate=4, n_random=2), find_heads(toy, p, n_ablate=4, n_random=2)
+    assert a.equals(b)
+
+def test_edits_are_judged_on_any_task_of_prompts(toy):
+    t = replace(task("laundry_list"), name="three things")
+    sets = evaluation_sets(toy, 1, (8,), 4, 0, 6, 2, others=(t,))
+    assert [x.area for x in sets.sets] == ["lists", "lists", "three things", "text"]
+    own = sets.sets[2]
+    hits = readout(toy, t.prompts(**task_args(toy), n=6, seed=7), ()).logits.argmax(-1) == t.prompts(**task_args(toy), n=6, seed=7).answer_ids
+    assert own.before["top1"].sum() == hits.sum() and set(own.before) == {"top1", "items"}
+    with pytest.raises(TaskError, match="'text' makes windows"): evaluation_sets(toy, 1, (8,), 4, 0, 6, 2, others=(task("text"),))

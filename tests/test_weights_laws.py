@@ -138,7 +138,7 @@ def test_a_config_of_four_numbers(tmp_path, name):
                        t[f"{prefix}layers.0.self_attn.q_proj.weight"][3*256:4*256].T)
     S, V = write_directions(w[1]) # heads wider than the stream
     assert S.shape == (8, 64) and V.shape == (8, 64, 64)
-    c = compose(w, "V")["V"]
+    c = compose(w, "V")
     full = lambda l, h: w[l].W_V[h//2].double()@w[l].W_O[h].double()
     close(c.heads()[0, 5, 1, 2].double(), (full(0, 5)@full(1, 2)).norm()/full(0, 5).norm()/full(1, 2).norm())
 
@@ -195,7 +195,7 @@ def test_gains_inside_the_head_are_folded_exactly(kind, tmp_path):
 
 # C. rank, silence, degeneracy
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(kv=st.integers(1, 2), per=st.integers(1, 2), d=st.integers(2, 9), r=st.integers(1, 14),
        seed=st.integers(0, 10**6))
 def test_any_rank_equals_brute_force(kv, per, d, r, seed):
@@ -250,7 +250,7 @@ def equal_values(seed, spread=(3., 2., 2., 2., 1.), d=24, H=2, layers=3):
                                          W_O=torch.stack([T.T@v.T for v in V]).float()) # T commutes with S
     return Weights(one), Weights(other)
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_a_rotation_among_equal_singular_values_changes_nothing(seed):
     A, B = equal_values(seed)
@@ -259,6 +259,7 @@ def test_a_rotation_among_equal_singular_values_changes_nothing(seed):
         for l in (1, 2):
             close(a[m].layers[l], b[m].layers[l])
             assert (a[m].layers[l][:, :, 1:4]-a[m].layers[l][:, :, 1:2]).abs().max() == 0
+        if m != modes[seed%3]: continue # tables and channels in one mode each time
         x, y = (c[m].ranking("2.1").set_index("src").sort_index() for c in (a, b))
         for k in ("score", "share"): close(torch.tensor(x[k].to_numpy()), torch.tensor(y[k].to_numpy()))
         assert (x["group"] == y["group"]).all() and x.loc["0.0.2", "group"] == 1 and x.loc["0.0.2",
@@ -285,7 +286,7 @@ def test_scan_leaves_out_and_says_so(tmp_path):
     assert "Left out of 48 writers" in left_out(info) and "Left out of 48 writers" in scan_page(out).read_text()
     every = read_scan(scan(w, tmp_path/"b", Scan("QV", top=0, min_share=0)))
     assert set(every.groupby(["mode", "dst"]).size()) <= {12, 36} and every.score.notna().all()
-    c = compose(w, "Q")["Q"]
+    c = compose(w, "Q")
     mine = t[(t["mode"] == "Q")&(t.dst == "2.1")].sort_values("score", ascending=False)
     assert c.ranking("2.1", min_share=1/12).src.tolist()[:4] == mine.src.tolist()
     whole = read_scan(scan(w, tmp_path/"c", Scan("QV", level="head")))
@@ -349,14 +350,15 @@ def recipes(tmp_path_factory):
         num_attention_heads=4), shared_directions(reader_gram(W), 1.5)
     n, y = iter(range(10**6)), component_scores(V.flatten(0, 1), M)
     eye, bins = torch.eye(40), torch.ones(60_000, dtype=torch.long)
-    rows, table = screen(q, 40, q=1., z=2.), null_table(lam, 40)
+    rows, table = screen(q, q=1., z=2.), null_table(lam, 40)
     def scanned(): return read_scan(scan(weights_in_memory(W.layers), sheet/f"{next(n)}",
                                          Scan(top=5))).drop(columns=["model"])
     calls = dict(family_of=None, shape_of=None, config_object=None, full_config=None, read_scan=None,
                  scan_charts=None, scan_page=None, left_out=None, parse_bytes=None, make_plan=None,
         attention_weights=lambda: attention_weights(folder, "folded")[1],
         weights_in_memory=lambda: weights_in_memory(W.layers)[0], thin_svd=lambda: thin_svd(w.W_V, w.W_O[:2]),
-        fix_signs=lambda: fix_signs(V.mT, V), present=lambda: present(S), degenerate=lambda: degenerate(S),
+        fix_signs=lambda: fix_signs(V.mT, V), present=lambda: present(S), rank_of=lambda: rank_of(S),
+        component_names=lambda: component_names(W, ["1.0", "2.3"]), degenerate=lambda: degenerate(S),
         degenerate_groups=lambda: degenerate_groups(S), shares=lambda: shares(S),
         effective_rank=lambda: effective_rank(S), components=lambda: components(W, 1),
         reader_factors=lambda: reader_factors(w, "K", far=eye), write_directions=lambda: write_directions(w),
@@ -370,15 +372,15 @@ def recipes(tmp_path_factory):
         baseline=lambda: [baseline(W, "Q", m) for m in ("pk", "cka", "procrustes")],
         rotation=lambda: rotation(type("R", (), dict(config=config)), 0, 3)(M[0, :, :10]),
         isotropic_tail=lambda: isotropic_tail(lam, y[0].square()*2, 40), isotropic_p=lambda: isotropic_p(y, lam, 40),
-        null_table=lambda: null_table(lam, 40), look_up=lambda: look_up(y, *table), p_values=lambda: p_values(q, 40),
+        null_table=lambda: null_table(lam, 40), look_up=lambda: look_up(y, *table), p_values=lambda: p_values(q),
         benjamini_hochberg=lambda: benjamini_hochberg(y.double()),
-        screen=lambda: screen(q, 40, q=1., z=2.), rotation_null=lambda: rotation_null(V[0], lam[0], 5),
+        screen=lambda: screen(q, q=1., z=2.), rotation_null=lambda: rotation_null(V[0], lam[0], n=5),
         merge_directions=lambda: merge_directions(V.flatten(0, 1)),
         collect=lambda: collect(rows, lambda names: V.flatten(0, 1)[:len(names)], q.provenance),
         find_channels=lambda: find_channels(q, W, z=2., q=1.), strongest_pairs=lambda: strongest_pairs(q),
         trace_back=lambda: trace_back(c, "2.0", z=1.), edge_ranks=lambda: edge_ranks(x, edges),
-        precision_and_roc=lambda: precision_and_roc(x, edges), resamples=lambda: resamples(3, 4, edges, 9),
-        measure=lambda: measure(x, edges, 50), loudest=lambda: loudest(q), board_scores=lambda: board_scores(W, "Q"),
+        precision_and_roc=lambda: precision_and_roc(x, edges), resamples=lambda: resamples(3, 4, edges, n=9),
+        measure=lambda: measure(x, edges, n=50), loudest=lambda: loudest(q), board_scores=lambda: board_scores(W, "Q"),
         reader_gram=lambda: reader_gram(W), shared_directions=lambda: shared_directions(reader_gram(W)),
         without=lambda: without(P)(M), far_sides=lambda: far_sides(W)(2, "Q"),
         loud_and_broad=lambda: loud_and_broad(q), against_background=lambda: against_background({"Q": x}),

@@ -1,7 +1,11 @@
 "Tiny random models of several families, with a word-level tokenizer, saved to a folder"
+import io
 import json
 import re
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -93,3 +97,13 @@ def save(kind, folder: Path, seed=0, tok=None, **change):
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder
+
+def called(command, *args):
+    "A command as its script would call it, in this process: code, what it printed, what it said of errors"
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv, code = [command.__name__, *map(str, args)], 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err): command()
+    except SystemExit as e: code = e.code or 0
+    finally: sys.argv = argv
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())

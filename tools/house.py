@@ -141,14 +141,13 @@ def names(package):
             seen[name] = file
 
 CELL_RULES = (width, height, statements, private_imports)
-FIRM_RULES = height, private_imports # in force everywhere
 PACKAGE_RULES = (upward, names)
 
-def notebook_problems(cells, rules=None):
-    "What the rules say against a parsed notebook, cell by cell and then as a whole; or only what some cell rules say"
+def notebook_problems(cells):
+    "What the rules say against a parsed notebook, cell by cell and then as a whole"
     for i, c in enumerate(cells):
-        yield from (f"cell {i} ({c.id}): {o}" for rule in rules or CELL_RULES for o in rule(c))
-    if rules is None: yield from unseen(cells)
+        yield from (f"cell {i} ({c.id}): {o}" for rule in CELL_RULES for o in rule(c))
+    yield from unseen(cells)
 
 def package_problems(package):
     "What the rules say against the exported package"

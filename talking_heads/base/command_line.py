@@ -49,8 +49,9 @@ def spelled(args:list[str], # as they were typed
 def _dashed(parser)->None:
     "Write the options of a parser with dashes, in place"
     for a in parser._actions:
+        if a.dest.endswith("_"): a.metavar = a.dest[:-1].upper() # `--from` is the argument `from_`
         for old in [o for o in a.option_strings if "_" in o]:
-            new = "--"+old[2:].replace("_","-")
+            new = "--"+old[2:].rstrip("_").replace("_","-")
             a.option_strings = [new if o==old else o for o in a.option_strings]
             parser._option_string_actions[new] = parser._option_string_actions.pop(old)
 

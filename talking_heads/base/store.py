@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['code_hash', 'imported', 'source_of', 'modules_behind', 'code_of', 'code_behind', 'check_run_folder', 'check_same',
-           'leave_unused', 'RunFolder', 'plain']
+           'leave_unused', 'RunFolder', 'plain', 'study_file', 'stored_study', 'begun_study']
 
 # %% ../../nbs/base/store.ipynb #x003
 import ast, hashlib, json, math, shutil, time, weakref
@@ -226,3 +226,21 @@ def seconds(self:RunFolder)->float:
     "Time spent in all steps of this run, over all its sittings"
     path = self.path/"tables"/"seconds.json"
     return round(sum(json.loads(path.read_text()).values()),1) if path.is_file() else 0.
+
+# %% ../../nbs/base/store.ipynb #st02
+def study_file(name:str, # such as "smollm2_paths.json"
+              )->Path:
+    "Where the package keeps the rows of a study"
+    return _package()/"models"/name
+
+def stored_study(name:str, # as in `study_file`
+                )->dict: # `rows`, and what they were made with
+    "The rows of a study that the package has as JSON"
+    return json.loads(study_file(name).read_text(encoding="utf-8"))
+
+def begun_study(path:Path, # of a JSON file, there or not
+                about:dict, # settings, as the file would have them
+               )->dict: # empty where nothing is there, or something else
+    "What an earlier computation with the same settings left"
+    old = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
+    return old if all(old.get(k)==json.loads(json.dumps(v)) for k,v in about.items()) else {}

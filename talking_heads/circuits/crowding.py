@@ -30,6 +30,7 @@ def spread_p(df:pd.DataFrame, # one row per prompt: `correct`, `n_items` and the
              seed:int=0, # of the permutations
             )->float: # NaN where nothing varies
     "How often permuted labels differ as much as the real ones, within each length"
+    # By hand: SciPy's permutation test cannot keep the labels of each length among themselves.
     lengths = [g for _,g in df.groupby("n_items") if g[by].nunique()>1]
     if not lengths: return math.nan
     parts = [(g.correct.to_numpy(float),pd.factorize(g[by])[0]) for g in lengths]

@@ -475,14 +475,12 @@ def path_patch(model:TransformerBridge, # from `load_model`
     check_prompts(model,prompts)
     to,(role,) = check_roles(prompts,to),one_role(prompts,role)
     messages,choices = _messages(model,prompts,corrupted,senders,role),prompts.choice_ids
-    order,parts = [],[]
+    groups,parts = prompts.groups(16),[]
     with split_inputs(model):
-        for g in prompts.groups(16):
+        for g in groups:
             one = prompts[g],choices[g],messages[g]
             parts.append(_patch_group(model, *one, senders, receivers, mode, role, observers, to))
-            order += g
-    back = torch.tensor(order).argsort()
-    return tuple(torch.cat(x)[back] for x in zip(*parts))
+    return tuple(in_order(x,groups) for x in zip(*parts))
 
 # %% ../../nbs/circuits/patching.ipynb #c076
 def _patch_group(model, prompts, choices, messages, senders, receivers, mode, role, observers, to,

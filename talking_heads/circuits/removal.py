@@ -59,15 +59,13 @@ def run_variants(model, # from `load_model`
                 )->Variants:
     "Run every prompt in `n` variants that differ in what heads write at END"
     observers = check_heads(observers,model.cfg.n_layers,model.cfg.n_heads) if len(observers) else []
-    to,parts,order = check_roles(prompts,to) if observers else (),[],[]
+    to,parts = check_roles(prompts,to) if observers else (),[]
     if runs: check_runs(model,prompts,runs)
     groups = [g for g,_ in runs] if runs else prompts.groups(max(1,rows//n))
     for i,g in enumerate(progress(groups,"variants")):
         r = runs[i][1] if runs else Reruns(model,prompts[g])
         parts.append(_variant_group(r,prompts[g],g,changes,n,observers,to,logits))
-        order += g
-    back = torch.tensor(order).argsort()
-    return Variants(*(torch.cat(x)[back] for x in zip(*parts)))
+    return Variants(*(in_order(x,groups) for x in zip(*parts)))
 
 # %% ../../nbs/circuits/removal.ipynb #c008
 def _end_hook(f, g:list, n:int):
@@ -91,12 +89,14 @@ def _variant_group(r:Reruns, prompts, g, changes, n, observers, to, logits):
     return check_stored(att,r.model),choices.cpu(),out.argmax(-1).view(len(g),n).cpu()
 
 # %% ../../nbs/circuits/removal.ipynb #c010
-@full_precision()
 def _removers(model, directions:list)->tuple[Tensor,Tensor]: # reads (direction d_head), backs (direction d_head)
     "For each (head, direction): `z - (z@read)*back` is z without it"
-    W = {h:model.blocks[h.layer].attn.W_O[h.head].detach().double().cpu() for h,_ in directions}
-    inverse = {h:torch.linalg.pinv(x) for h,x in W.items()}
-    pairs = [(W[h]@v.double(),v.double()@inverse[h]) for h,v in directions]
+    maps = {}
+    for h in dict.fromkeys(h for h,_ in directions):
+        V = torch.stack([v for k,v in directions if k==h])
+        reads,backs = coordinate_maps(model.blocks[h.layer].attn.W_O[h.head],V)
+        maps[h] = iter(zip(reads.T,backs))
+    pairs = [next(maps[h]) for h,_ in directions]
     return tuple(torch.stack(x).float() for x in zip(*pairs))
 
 # %% ../../nbs/circuits/removal.ipynb #c011
@@ -123,27 +123,27 @@ def head_components(weights:AttentionWeights, # from `attention_weights`
                    )->tuple[list,list]: # names such as "8.10.1", and (head, direction)
     "Every component that some heads can write"
     heads = check_heads(heads,weights.shape.n_layers,weights.shape.n_heads)
-    c = components(weights,one_layer(heads))
-    rank = lambda h: int((c.S[h.head]>1e-6*c.S[h.head,0]).sum())
-    each = [(h,i) for h in heads for i in range(rank(h))]
-    return [f"{h}.{i}" for h,i in each],[(h,c.Vh[h.head,i]) for h,i in each]
+    c,names = components(weights,one_layer(heads)),component_names(weights,heads)
+    return names,[(h,c.Vh[h.head,i]) for h,i in map(parse_component,names)]
 
 # %% ../../nbs/circuits/removal.ipynb #c019
 def falls(v:Variants, # of IOI prompts, the last variant intact
           names:list, # of the other variants
          )->pd.DataFrame: # name, then score fall relative low high n, and logit_diff ld_fall ld_low ld_high
     "How much of the inhibition score and of the logit difference each variant loses"
-    s,rows = inhibition_score(v.attention).double(),[]
-    d = (v.choices[...,0]-v.choices[...,1:].amax(-1)).double() if v.choices.shape[-1] else None
-    for j,name in enumerate(names):
-        i = interval(s[:,-1]-s[:,j])
-        relative = i["mean"]/float(s[:,-1].mean())
-        row = dict(name=name,score=float(s[:,j].mean()),fall=i["mean"],relative=relative,low=i["low"],high=i["high"],n=i["n"])
-        if d is not None:
-            k = interval(d[:,-1]-d[:,j])
-            row |= dict(logit_diff=float(d[:,j].mean()),ld_fall=k["mean"],ld_low=k["low"],ld_high=k["high"])
-        rows.append(row)
-    return pd.DataFrame(rows)
+    s,d = inhibition_score(v.attention).double(),None
+    if v.choices.shape[-1]: d = (v.choices[...,0]-v.choices[...,1:].amax(-1)).double()
+    return pd.DataFrame([_fall_row(name,j,s,d) for j,name in enumerate(names)])
+
+def _fall_row(name:str, j:int, s:Tensor, d:Tensor|None)->dict: # of (batch variant), the last one intact
+    "What variant `j` loses"
+    i = interval(s[:,-1]-s[:,j])
+    relative = i["mean"]/float(s[:,-1].mean())
+    row = dict(name=name,score=float(s[:,j].mean()),fall=i["mean"],relative=relative)
+    row |= {k:i[k] for k in ("low","high","n")}
+    if d is None: return row
+    k = interval(d[:,-1]-d[:,j])
+    return row|dict(logit_diff=float(d[:,j].mean()),ld_fall=k["mean"],ld_low=k["low"],ld_high=k["high"])
 
 # %% ../../nbs/circuits/removal.ipynb #c028
 def silence_each(model, # from `load_model`

@@ -17,6 +17,8 @@ from ..hooks import *
 from ..interventions import *
 from ..evaluation import interval
 from ..tasks.contrasts import *
+from ..tasks.known import *
+from ..tasks.texts import *
 from ..circuits.patching import *
 from .upper_layers import *
 from .training_data import *
@@ -26,7 +28,8 @@ from .training import *
 @dataclass(frozen=True)
 class EvaluationSet:
     "One group of held-out prompts and what the unedited model made of them"
-    area:str # "lists", "contrast", "ioi" or "text"
+    area:str # "lists", "contrast", "text", or the name of another task
+    task:Task # how to score
     split:str # "train", "held-out"; of templates or forms
     n_items:int
     parts:tuple # of (`LayerInput`, prompts or tokens)
@@ -40,16 +43,17 @@ def _text_scores(s:UpperLayers, tokens:Tensor, final:Tensor)->dict: # loss to (b
         losses.append(torch.nn.functional.cross_entropy(s.logits(f[:-1]).float(),t[1:].to(f.device)))
     return dict(loss=torch.stack(losses))
 
-def _scores(s:UpperLayers, area:str, p, final:Tensor)->dict: # measure to (batch)
+def _kept_measures(task:Task)->dict: # name here to the task's
+    "Measures of a task that are kept"
+    known = [m.name for m in task.measures]
+    if {"top1","correct"}<=set(known): return {"top1":"top1","items":"correct"}
+    return {m:m for m in known if m!="p_unmentioned"}
+
+def _scores(s:UpperLayers, task:Task, p, final:Tensor)->dict: # measure to (batch)
     "Scores of one batch"
-    if area=="text": return _text_scores(s,p,final)
-    logits = s.logits(final[:,-1]).float().cpu()
-    if area=="contrast":
-        d = preference(p,logits)
-        return dict(share=torch.tensor(d.share.to_numpy()),chosen=torch.tensor(d.chosen.to_numpy()))
-    own = logits.gather(1,p.answer_ids[:,None])[:,0]
-    rest = torch.stack([x[list(q.distractor_ids)].max() for x,q in zip(logits,p)])
-    return dict(top1=logits.argmax(-1)==p.answer_ids,items=own>rest)
+    if task.windows: return _text_scores(s,p,final)
+    df = task.score(p,s.logits(final[:,-1]).float().cpu())
+    return {k:torch.tensor(df[m].to_numpy()) for k,m in _kept_measures(task).items()}
 
 # %% ../../nbs/edits/evaluation_sets.ipynb #c048
 @torch.no_grad()
@@ -57,17 +61,17 @@ def _finals(s:UpperLayers, parts:tuple, size:int=8)->list[Tensor]: # one per par
     "What the unembedding reads, in batches of a few prompts"
     return [torch.cat([s.run(e,{},r) for r in torch.arange(len(e)).split(size)]) for e,_ in parts]
 
-def _results(s:UpperLayers, area:str, parts:tuple, finals:list)->dict: # measure to (prompt)
-    got = [_scores(s,area,p,f) for (_,p),f in zip(parts,finals)]
+def _results(s:UpperLayers, task:Task, parts:tuple, finals:list)->dict: # measure to (prompt)
+    got = [_scores(s,task,p,f) for (_,p),f in zip(parts,finals)]
     return {k:torch.cat([g[k] for g in got]) for k in got[0]}
 
 # %% ../../nbs/edits/evaluation_sets.ipynb #c049
 @torch.no_grad()
-def _evaluation_set(s:UpperLayers, area:str, split:str, n_items:int, parts:list)->EvaluationSet:
+def _evaluation_set(s:UpperLayers, area:str, task:Task, split:str, n_items:int, parts:list)->EvaluationSet:
     "Run the unedited model once"
     finals = _finals(s,parts)
-    kept = tuple(finals) if area=="text" else ()
-    return EvaluationSet(area,split,n_items,tuple(parts),_results(s,area,parts,finals),kept)
+    kept = tuple(finals) if task.windows else ()
+    return EvaluationSet(area,task,split,n_items,tuple(parts),_results(s,task,parts,finals),kept)
 
 def _entered(s:UpperLayers, prompts:Prompts)->list: # of (`LayerInput`, prompts) of one length
     return [(s.enter(prompts[g].tokens),prompts[g]) for g in prompts.groups(64)]
@@ -86,18 +90,24 @@ class EvaluationSets:
 # %% ../../nbs/edits/evaluation_sets.ipynb #c052
 def _contrast_sets(s:UpperLayers, n:int, seed:int)->list:
     "The held-out forms with five items; none where the tokenizer lacks their words"
-    p = contrast_suite(**task_args(s.model),n_items=5,n=n,form="held-out",seed=seed)
+    p = contrast_task.prompts(**task_args(s.model),n_items=5,n=n,split="held-out",seed=seed)
     if lacks_words(s.model,p.tokens): return []
-    return [_evaluation_set(s,"contrast","held-out",5,_entered(s,p))]
+    return [_evaluation_set(s,"contrast",contrast_task,"held-out",5,_entered(s,p))]
 
 def _list_sets(s:UpperLayers, n_items, n:int, seed:int)->list:
     "Lists of the train templates and of those held out, for each length"
-    out,splits = [],{"train":[t for t in list_templates if t not in held_out],"held-out":list(held_out)}
+    out,args = [],dict(**task_args(s.model),seed=seed)
     for k in progress(n_items,"caching held-out lists"):
-        for split,ts in splits.items():
-            p = [laundry_list(**task_args(s.model),n_items=k,n=-(-n//len(ts)),template=t,seed=seed) for t in ts]
-            out.append(_evaluation_set(s,"lists",split,k,[x for q in p for x in _entered(s,q)]))
+        for split in ("train","held-out"):
+            names = list_splits[split]
+            p = [list_task.prompts(**args,n_items=k,n=-(-n//len(names)),template=t) for t in names]
+            out.append(_evaluation_set(s,"lists",list_task,split,k,[x for q in p for x in _entered(s,q)]))
     return out
+
+def _other_set(s:UpperLayers, task:Task, n:int, seed:int)->EvaluationSet:
+    "Prompts of a task that an edit must leave alone"
+    if task.windows: raise TaskError(f"The task {task.name!r} makes windows of tokens, and these sets need prompts.")
+    return _evaluation_set(s,task.name,task,"",0,_entered(s,task.prompts(**task_args(s.model),n=n,seed=seed)))
 
 # %% ../../nbs/edits/evaluation_sets.ipynb #c051
 def evaluation_sets(model, # from `load_model`, unedited
@@ -105,17 +115,18 @@ def evaluation_sets(model, # from `load_model`, unedited
                     n_items=(5,8), # list lengths
                     n:int=201, # prompts per length on train templates and again on held-out ones
                     contrasts:int=210, # prompts of the held-out contrast forms; 0 for none
-                    n_ioi:int=240, # IOI prompts
+                    n_others:int=240, # prompts of each of `others`; 0 for none
                     windows:int=64, # of test text
                     seed:int=7, # of the prompts; training uses seeds from 1000
+                    others=(default_task,), # tasks that an edit must leave alone
                    )->EvaluationSets:
     "Prepare everything that edits will be measured on"
     s = UpperLayers(model,layer)
     out = _list_sets(s,n_items,n,seed)
     if contrasts: out += _contrast_sets(s,contrasts,seed)
-    if n_ioi: out.append(_evaluation_set(s,"ioi","",0,_entered(s,ioi(**task_args(model),n=n_ioi,seed=seed))))
+    if n_others: out += [_other_set(s,t,n_others,seed) for t in others]
     text = plain_windows(model,windows,64,"test",seed)
-    out.append(_evaluation_set(s,"text","",0,[(s.enter(text),text)]))
+    out.append(_evaluation_set(s,"text",text_task,"",0,[(s.enter(text),text)]))
     return EvaluationSets(s,tuple(out),s.model_fingerprint())
 
 # %% ../../nbs/edits/evaluation_sets.ipynb #c053
@@ -148,22 +159,23 @@ def evaluate(self:EvaluationSets, edit:Edit,
     with edited(s.model,edit):
         finals = [_finals(s,x.parts) for x in progress(self.sets,"evaluating")]
     for x,f in zip(self.sets,finals):
-        after = _results(s,x.area,x.parts,f)
+        after = _results(s,x.task,x.parts,f)
         rows += [_row(x,k,v,after[k]) for k,v in x.before.items()]
-        if x.area=="text": rows.append(_kl_row(s,x,f))
+        if x.task.windows: rows.append(_kl_row(s,x,f))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/edits/evaluation_sets.ipynb #c079
 def edit_costs(rows:pd.DataFrame, # of one edit, from `EvaluationSets.evaluate`
-              )->dict: # lift, lift_train, wrong, ioi (parts of 1), kl (nats), loss (relative)
+               others=(default_task,), # tasks that an edit must leave alone
+              )->dict: # lift, lift_train, wrong, each of `others` by name (parts of 1), kl (nats), loss (relative)
     "One edit in a line: mean top-1 lift on held-out templates, and what it costs"
     def pick(area, measure): return rows[(rows.area==area)&(rows.measure==measure)]
     def first(f, column): return float(f[column].iloc[0]) if len(f) else math.nan
     lists,text = pick("lists","top1"),pick("text","loss")
     lift,lift_train = (float(lists[lists.split==s].change.mean()) for s in ("held-out","train"))
+    other = {t.name:first(pick(t.name,"items"),"change") for t in others}
     return dict(lift=lift,lift_train=lift_train,kl=first(pick("text","kl"),"change"),
-        loss=first(text,"change")/first(text,"before"),wrong=first(pick("contrast","share"),"change"),
-        ioi=first(pick("ioi","items"),"change"))
+        loss=first(text,"change")/first(text,"before"),wrong=first(pick("contrast","share"),"change"))|other
 
 def pareto_front(df:pd.DataFrame, # one row per edit: lift and the costs
                  price=("kl","wrong","n_learned"), # columns of which less is better

@@ -10,7 +10,6 @@ __all__ = ['arms', 'Study', 'best_choice', 'choice_of_heads', 'train_arm', 'eval
 from ..base.core import * # first: it silences a warning of the next imports
 import json, math, re, time
 from dataclasses import asdict, replace
-from importlib.resources import files
 from pathlib import Path
 import pandas as pd, torch
 from fastcore.basics import patch
@@ -214,7 +213,7 @@ def lifting_study(model, # from `load_model`
     return Path(folder)
 
 # %% ../../nbs/edits/lifting.ipynb #c077
-_table = Path(str(files("talking_heads")/"models"/"smollm2_lifting.json"))
+_table = study_file("smollm2_lifting.json")
 
 def _stored_arm(folder:Path)->dict:
     "How an arm was made, its rows, and what remained with parts frozen, where that was measured"
@@ -242,6 +241,6 @@ def collect_lifting(folder:Path, # of the study
 def stored_lifting(part:str="rows", # "rows": what was measured; "frozen": what remains of it; "log": training
                   )->pd.DataFrame: # arm seed n_learned, then the columns of the part
     "The study in the package"
-    arms = json.loads(_table.read_text())["arms"]
+    arms = stored_study("smollm2_lifting.json")["arms"]
     def table(a): return pd.DataFrame(a[part]).assign(arm=a["arm"],seed=a["seed"],n_learned=a["n_learned"])
     return pd.concat([table(a) for a in arms if a[part]],ignore_index=True)

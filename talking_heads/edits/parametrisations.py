@@ -52,16 +52,13 @@ def head_updates(model, # from `load_model`
                 )->WeightUpdates:
     "One gain for each component of some heads"
     heads = check_heads(heads,model.cfg.n_layers,model.cfg.n_heads)
-    w = attention_weights(model,processing)
-    S = {l:components(w,l).S for l in sorted({h.layer for h in heads})} # (head component)
-    rank = {h:int((S[h.layer][h.head]>1e-6*S[h.layer][h.head,0]).sum()) for h in heads}
-    return component_updates(model,[f"{h}.{i}" for h in heads for i in range(rank[h])],processing)
+    return component_updates(model,component_names(attention_weights(model,processing),heads),processing)
 
 # %% ../../nbs/edits/parametrisations.ipynb #c009b
 def _mixing(h:Head, w:Tensor, v:Tensor, d:Tensor)->Change:
     "The change `y + sum d (y.w) v` in an orthonormal basis of all its directions"
     _,S,Q = torch.linalg.svd(torch.cat([w,v]).double(),full_matrices=False)
-    Q = Q[S>1e-6*S[0]]
+    Q = Q[present(S)]
     G = torch.eye(len(Q))+(Q@w.double().T*d)@(v.double()@Q.T)
     return Change(*h,Q,G,tuple(f"{h} direction {i}" for i in range(len(Q))))
 

@@ -15,6 +15,7 @@ import pandas as pd
 from ..data import *
 from ..hooks import *
 from ..interventions import *
+from ..tasks.known import *
 from ..circuits.finding import *
 from ..base.store import *
 from .training import *
@@ -28,23 +29,29 @@ from ..base.pages import page
 @dataclass(frozen=True)
 class Circuit:
     "Heads that a lift is built around, found in the model"
-    inhibition:tuple # of `Head`, the strongest first
-    movers:tuple # of `Head`, the strongest first
+    inhibition:tuple # of `Head` that direct the movers, the strongest first
+    movers:tuple # of `Head` that write the answer, the strongest first
     layer:int # first layer an edit may touch
 
+def _class_name(task:Task, how:str)->str: # raises `TaskError`
+    "The first class of a task that is scored in one way"
+    names = [c.name for c in task.classes if c.how==how]
+    if names: return names[0]
+    raise TaskError(f"The task {task.name!r} has no class of heads that {how}. It has "
+        f"{', '.join(c.name for c in task.classes) or 'none'}.")
+
 def find_circuit(model, # from `load_model`
-                 n:int=60, # IOI prompts
+                 n:int=60, # prompts
                  below:int=3, # layers below the median inhibition layer where an edit may begin
                  seed:int=0, # of the prompts
-                )->Circuit: # raises `ModelError` if the model has no such heads
+                 task:Task=default_task, # on which heads are found
+                )->Circuit: # raises `ModelError` if the model has no such heads, `TaskError` for an unfit task
     "Inhibition heads and movers, and the layer from which edits may act"
-    f = find_heads(model,ioi(**task_args(model),n=n,seed=seed),seed,n_ablate=n)
-    def called(c):
-        names = f[(f.cls==c)&f.called].sort_values("score",ascending=False).name
-        return tuple(parse_head(x) for x in names)
-    inhibition,movers = called("inhibition"),called("mover")
-    if not inhibition or not movers: raise ModelError("No inhibition heads or no movers were found on IOI prompts, "
-        "so there is no channel to build an edit around.")
+    direct,write = _class_name(task,"directs"),_class_name(task,"writes")
+    f = find_heads(model,task.prompts(**task_args(model),n=n,seed=seed),seed,n_ablate=n,task=task)
+    inhibition,movers = called_heads(f,direct),called_heads(f,write)
+    if not inhibition or not movers: raise ModelError(f"No {direct} heads or no heads of the class {write} were found "
+        f"on prompts of the task {task.name!r}, so there is no channel to build an edit around.")
     middle = sorted(h.layer for h in inhibition)[len(inhibition)//2]
     return Circuit(inhibition,movers,max(0,middle-below))
 
@@ -118,7 +125,7 @@ def search_edits(study:Study,
     return df,made[tuple(ok.loc[ok.lift.idxmax(),["n_learned","part"]])]
 
 # %% ../../nbs/edits/proposals.ipynb #c005
-_shares = ("loss","ioi","lists","wrong","lag") # limits that are parts of something; the others are in nats
+_shares = [k for k,unit in limit_units.items() if unit!="nats"] # limits that are parts of something
 
 def _limit(name:str, value:str)->float|None:
     "One limit, or `TalkingHeadsError`"

@@ -14,6 +14,7 @@ from transformer_lens.utilities.statistics import derive_generator
 from ..data import *
 from ..hooks import *
 from ..tasks.contrasts import *
+from ..tasks.known import *
 from ..circuits.patching import *
 from .upper_layers import *
 from ..tasks.texts import *
@@ -48,7 +49,7 @@ def _lists(upper, n_items, per, templates, seed, window)->list:
     out,args,room = [],task_args(upper.model),upper.model.cfg.n_ctx
     for n in progress(n_items,"caching lists"):
         for t in templates:
-            p = laundry_list(**args,n_items=n,n=per,template=t,seed=seed)
+            p = list_task.prompts(**args,n_items=n,n=per,template=t,seed=seed)
             if max(len(q.tokens) for q in p)>room: continue
             for q in (p[g] for g in p.groups()):
                 out.append(training_batch(upper,q.tokens,window,n,answers=q.answer_ids,keys=q.pos("answer")))
@@ -61,14 +62,13 @@ def lacks_words(model, # from `load_model`
                 tokens:Tensor, # of any shape
                )->bool:
     "Are more than one in twenty tokens unknown words?"
-    unk = model.tokenizer.unk_token_id
-    return unk is not None and float((tokens==unk).float().mean())>.05
+    return unknown_share(model.tokenizer,tokens)>most_unknown
 
 def _contrasts(upper, n_items, per, seed, window)->list:
     "Batches of the contrast suite's train forms; none where the tokenizer lacks their words"
     out,args,k = [],task_args(upper.model),len(contrast_forms)-len(held_out_contrasts)
     for n in n_items:
-        p = contrast_suite(**args,n_items=n,n=per*k,form="train",seed=seed)
+        p = contrast_task.prompts(**args,n_items=n,n=per*k,split="train",seed=seed)
         if lacks_words(upper.model,p.tokens): return []
         p = p[torch.tensor([len(q.tokens)<=upper.model.cfg.n_ctx for q in p])]
         for q in (p[g] for g in p.groups()):
@@ -82,11 +82,11 @@ def plain_windows(model, # from `load_model`
                   split:str, # "train" or "test"
                   seed:int, # of the choice
                  )->Tensor: # (n pos)
-    "Windows of ordinary text; IOI prompts where the tokenizer lacks the words of ordinary text"
+    "Windows of ordinary text; prompts of the `default_task` where the tokenizer lacks the words of ordinary text"
     args = task_args(model)
     t = ordinary_text(**args,length=min(length,model.cfg.n_ctx-args["bos"]),split=split).tokens
     if lacks_words(model,t):
-        p = ioi(**task_args(model),n=4*n,seed=2000+seed+(split=="test"))
+        p = default_task.prompts(**args,n=4*n,seed=2000+seed+(split=="test"))
         t = p[max(p.groups(4*n),key=len)].tokens
     return t[torch.randperm(len(t),generator=derive_generator(seed,"plain"))[:n]]
 

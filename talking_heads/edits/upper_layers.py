@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from transformers import Cache
 from ..hooks import *
+from ..evaluation import unembedded
 from ..circuits.patching import *
 from .parametrisations import *
 
@@ -94,9 +95,7 @@ def _layers(self:UpperLayers, e:LayerInput, added:dict={}, rows=None, stop:int|N
 def logits(self:UpperLayers, final:Tensor, # (... d_model) from `run`
           )->Tensor: # (... d_vocab)
     "What the unembedding makes of it"
-    y,config = self.model.unembed(final),self.model.original_model.config
-    cap = getattr(getattr(config,"text_config",config),"final_logit_softcapping",None)
-    return check_finite(cap*(y/cap).tanh() if cap else y, self.model, "logits")
+    return check_finite(unembedded(self.model,final), self.model, "logits")
 
 # %% ../../nbs/edits/upper_layers.ipynb #c016
 @patch

@@ -8,9 +8,9 @@ __all__ = ['writer_frames', 'looks', 'explore_heads', 'lists_study', 'stored_lis
 # %% ../../nbs/site/explorer.ipynb #c003
 from ..base.core import * # first: it silences a warning of the next imports
 import json
-from importlib.resources import files
 from pathlib import Path
 import pandas as pd, torch
+from ..base.store import *
 from ..data import *
 from ..svd import *
 from ..hooks import *
@@ -90,8 +90,6 @@ def explore_heads(model, # from `load_model`
     return head_explorer(heads,parts,readers,seen[seen.name.isin(heads.name)],**kw)
 
 # %% ../../nbs/site/explorer.ipynb #c018
-_lists_table = Path(str(files("talking_heads")/"models"/"smollm2_lists.json"))
-
 def _list_cells(model, edit:Edit, n_items:int, template:str, per_place:int, seed:int)->list[dict]:
     "Accuracy at each place of the answer, without and with an edit, on the same prompts"
     p = laundry_list(**task_args(model),n_items=n_items,n=n_items*per_place,template=template,seed=seed)
@@ -106,23 +104,17 @@ def _about_lists(model, edit:Edit, per_place:int, seed:int)->dict:
     edited = dict(name=edit.info.get("name",""),sha256=edit.sha256,components=edit.components.to_dict("list"))
     return dict(sha256=model.checkpoint.sha256,edit=edited,per_place=per_place,seed=seed)
 
-def _rows_so_far(path:Path, about:dict)->list:
-    "Rows of an interrupted run with the same settings"
-    old = json.loads(path.read_text()) if path.is_file() else {}
-    same = all(old.get(k)==json.loads(json.dumps(v)) for k,v in about.items())
-    return old["rows"] if same else []
-
 # %% ../../nbs/site/explorer.ipynb #c019a
 def lists_study(model, # SmolLM2 from `load_model`
                 edit:Edit, # e.g. an arm of `lifting_study`, from `load_edit`
                 sizes=(3,5,8), # list lengths
                 per_place:int=12, # prompts per place of the answer
                 seed:int=3000, # of prompts that no fit saw
-                path:Path=_lists_table, # JSON file; a run that was interrupted goes on where it was
+                path:Path=study_file("smollm2_lists.json"), # JSON file; a run that was interrupted goes on where it was
                )->Path:
     "Compute the stored table: accuracy by length, wording and place, without and with an edit"
     path,about = Path(path),_about_lists(model,edit,per_place,seed)
-    rows = _rows_so_far(path,about)
+    rows = begun_study(path,about).get("rows",[])
     done = {(r["n_items"],r["template"]) for r in rows}
     todo = [(n,t) for n in sizes for t in list_templates if (n,t) not in done]
     for n,template in progress(todo,"lists"):
@@ -133,4 +125,4 @@ def lists_study(model, # SmolLM2 from `load_model`
 # %% ../../nbs/site/explorer.ipynb #c019b
 def stored_lists()->dict: # provenance, `edit` and `rows`
     "The table in the package"
-    return json.loads(_lists_table.read_text())
+    return stored_study("smollm2_lists.json")

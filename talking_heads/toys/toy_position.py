@@ -9,11 +9,11 @@ __all__ = ['position_circuit', 'trainings', 'position_words', 'new_toy_position'
 # %% ../../nbs/toys/toy_position.ipynb #c003
 import json, tempfile
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 import pandas as pd, torch
 from torch import Tensor
 from ..base.core import *
+from ..base.store import study_file
 from .. import data
 from ..data import *
 from ..hooks import *
@@ -165,13 +165,11 @@ def first_coordinates(model, # from `load_model`
                      )->Tensor: # (batch head)
     "Coordinate at END of what each head writes, along its first component"
     from talking_heads.composition import write_directions
+    from talking_heads.interventions import coordinates
     from talking_heads.svd import attention_weights
     heads = check_heads(heads,*r.z.shape[1:3])
     V = write_directions(attention_weights(model)[one_layer(heads)])[1]
-    def coordinate(h):
-        written = r.z[:,h.layer,h.head]@model.W_O[h.layer,h.head].detach() # (batch d_model)
-        return written@V[h.head,0]
-    return torch.stack([coordinate(h) for h in heads],-1)
+    return torch.cat([coordinates(r,model,V[h.head,:1],h) for h in heads],-1)
 
 # %% ../../nbs/toys/toy_position.ipynb #c035
 _moved = dict(both={"S2":"IO"}, # role to the role whose name it gets
@@ -238,7 +236,7 @@ def _judge(model, tok, heads:int)->dict:
 
 # %% ../../nbs/toys/toy_position.ipynb #c056
 trainings = {"names drawn anew":dict(interchange=0.),"names drawn anew, interchange":{}}
-_stored = Path(str(files("talking_heads")/"models"/"toy-position"/"trainings.json"))
+_stored = study_file("toy-position/trainings.json")
 
 def try_trainings(out:Path=_stored, # JSON file
                   seed:int=0, # of every training

@@ -31,6 +31,7 @@ def _strongest(heads:pd.DataFrame, cls:str, most:int)->list[Head]:
     return [parse_head(n) for n in called.reindex(order).name[:most]]
 
 def class_edges(heads:pd.DataFrame, # from `find_heads`
+                *,
                 most:int=8, # heads of each class, the strongest
                )->dict: # mode to pairs (writer, reader)
     "Pairs of heads that should talk, by their classes"
@@ -51,22 +52,23 @@ def _permuted_writers(edges:list, H:int, g:torch.Generator)->list:
 
 def _causal_ranks(x:Tensor)->Tensor: # (src_layer src_head dst_layer dst_head) 1 for the loudest causal pair
     "Rank of every pair among all causal ones"
+    from scipy.stats import rankdata
     layer = torch.arange(x.shape[0])
     causal = (layer[:,None,None,None]<layer[None,None,:,None]).expand(x.shape)
-    order = x[causal].argsort(descending=True,stable=True)
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(1,len(order)+1)
+    loud = x[causal].nan_to_num(-torch.inf) # without a score, the last
     out = torch.zeros(x.shape,dtype=torch.long)
-    out[causal] = ranks
+    out[causal] = torch.from_numpy(rankdata(-loud.numpy(),method="ordinal")).long()
     return out
 
 # %% ../../nbs/weights/board.ipynb #c008
 def permuted_p(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
                edges:list, # known pairs
+               *,
                n:int=999, # permutations
                seed:int=0, # of the permutations
               )->float: # between 1/(n+1) and 1
     "How often permuted writers reach the average precision of the known pairs"
+    # By hand: SciPy's permutation test cannot draw writers for each reader from the layers before it.
     g,ranks = torch.Generator().manual_seed(seed),_causal_ranks(x)
     def precision(pairs):
         at = torch.tensor([int(ranks[a.layer,a.head,b.layer,b.head]) for a,b in pairs]).sort().values
@@ -76,27 +78,26 @@ def permuted_p(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
     return (1+sum(ap>=own-1e-9 for ap in permuted))/(1+n)
 
 # %% ../../nbs/weights/board.ipynb #c009
-def _middle(v:Tensor)->list:
-    "Ends of the 95% interval"
-    return [float(v.quantile(.025)),float(v.quantile(.975))]
+def _interval(resampled:Tensor)->list: return [float(end) for end in central_95(resampled)]
 
 def board_evidence(c:Composition, # of one mode
                    edges:list, # known pairs of that mode
+                   *,
                    seed:int=0, # of resampling and permutations
                   )->dict: # average precision of components and heads, `lift` between them, `p`, median ranks
     "Do components find the known pairs, and better than whole heads?"
     component,head = loudest(c),c.heads()
     L,H = c.shape[:2]
-    boot = resamples(L,H,edges,1000,seed)
+    boot = resamples(L,H,edges,seed=seed)
     ap = [precision_and_roc(x,edges)[0].item() for x in (component,head)]
-    resampled = [precision_and_roc(x,edges,boot)[0] for x in (component,head)]
+    resampled = [precision_and_roc(x,edges,counts=boot)[0] for x in (component,head)]
     ranks = [float(edge_ranks(x,edges).raw.median()) for x in (component,head)]
     return dict(n_edges=len(edges),
                 component=ap[0],
-                component_ci=_middle(resampled[0]),
+                component_ci=_interval(resampled[0]),
                 head=ap[1],
                 lift=ap[0]-ap[1],
-                lift_ci=_middle(resampled[0]-resampled[1]),
+                lift_ci=_interval(resampled[0]-resampled[1]),
                 chance=len(edges)/(H*H*L*(L-1)/2),
                 p=permuted_p(component,edges,seed=seed),
                 median_component=ranks[0],
@@ -114,6 +115,7 @@ def isotropic_shares(spectrum:Tensor, # (component) shares of the reader's squar
                      S:Tensor, # (component) singular values of the writer
                      d_model:int, # size of the residual stream
                      rng:np.random.Generator,
+                     *,
                      n:int=200, # writers
                     )->Tensor: # (writer) between 0 and 1
     "`loudest_share` for writers whose directions are random"
@@ -135,7 +137,7 @@ def _pair_shares(c:Composition, a:Head, b:Head, known:set)->tuple[float,float]:
 
 def concentration(c:Composition, # of one mode
                   edges:list, # known pairs of that mode
-                  d_model:int, # size of the residual stream
+                  *,
                   seed:int=0, # of random writers and bootstrap
                  )->dict: # `share`, `random` (isotropic writers), `excess` (over other readers), with intervals
     "How much of what known pairs say goes through one component"
@@ -143,7 +145,7 @@ def concentration(c:Composition, # of one mode
     for a,b in edges: known.setdefault(a,set()).add(b)
     for a,b in edges:
         own,others = _pair_shares(c,a,b,known[a])
-        random = isotropic_shares(c.spectra[b.layer,b.head],c.S[a.layer,a.head],d_model,rng)
+        random = isotropic_shares(c.spectra[b.layer,b.head],c.S[a.layer,a.head],c.d_model,rng)
         rows.append((own,float(random.mean()),own-others))
     out = dict(n=len(edges))
     for name,ci,x in zip(("share","random","excess"),("ci","random_ci","excess_ci"),zip(*rows)):
@@ -154,10 +156,10 @@ def concentration(c:Composition, # of one mode
 # %% ../../nbs/weights/board.ipynb #c013
 components_rule = "folded, as W_O writes them" # what provenance says of components that are removed, scaled or steered
 
-def _judged_pairs(cs:dict, edges:dict, d_model:int, seed:int)->dict:
+def _judged_pairs(cs:dict, edges:dict, seed:int)->dict:
     "The numbers that rules read"
-    return dict(concentration={m:concentration(cs[m],e,d_model,seed) for m,e in edges.items()},
-                board={m:board_evidence(cs[m],e,seed) for m,e in edges.items()})
+    return dict(concentration={m:concentration(cs[m],e,seed=seed) for m,e in edges.items()},
+                board={m:board_evidence(cs[m],e,seed=seed) for m,e in edges.items()})
 
 def _listed(c:Composition, top:int)->list:
     "The strongest pairs of one mode"
@@ -168,6 +170,7 @@ def _listed(c:Composition, top:int)->list:
 def weights_evidence(weights:AttentionWeights, # from `attention_weights`
                      edges:dict, # mode to known pairs, perhaps none
                      source:str|None=None, # where the edges come from
+                     *,
                      seed:int=0, # of all resampling
                      top:int=8, # strongest pairs listed for each mode
                      least:int=2, # fewest pairs on which a mode is tested
@@ -183,9 +186,9 @@ def weights_evidence(weights:AttentionWeights, # from `attention_weights`
     out = dict(processing=weights.processing,n_layers=w.n_layers,n_heads=w.n_heads,
                board_edges=source if edges else None,
                strongest={m:_listed(c,top) for m,c in cs.items()},
-               **_judged_pairs(cs,edges,w.d_model,seed))
+               **_judged_pairs(cs,edges,seed))
     if beside is None: return out
-    other = _judged_pairs(compose(beside),edges,w.d_model,seed) if edges else dict(concentration={},board={})
+    other = _judged_pairs(compose(beside),edges,seed) if edges else dict(concentration={},board={})
     return out|dict(beside=dict(processing=beside.processing,**other))
 
 # %% ../../nbs/weights/board.ipynb #c045

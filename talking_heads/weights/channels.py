@@ -44,6 +44,7 @@ Channel._repr_html_ = _html
 # %% ../../nbs/weights/channels.ipynb #c009
 @full_precision()
 def merge_directions(V:Tensor, # (row d_model) unit write directions, the leaders first
+                     *,
                      cosine:float=.5, # smallest absolute cosine with a group's first writer
                      writers:list|None=None, # rows of each writer, where one has several; None for one each
                     )->list[list[int]]: # groups of rows, each led by its first writer's
@@ -80,6 +81,7 @@ def _one(rows:pd.DataFrame, V:Tensor, provenance:dict)->Channel:
 def collect(rows:pd.DataFrame, # src dst mode score z, and group where known, of pairs that stand out, by falling z
             directions, # a function from names of components to (writer d_model)
             provenance:dict, # of the scores
+            *,
             cosine:float=.5, # how alike the directions of one channel are
            )->list[Channel]: # by falling z
     "Pairs merged into channels"
@@ -87,7 +89,7 @@ def collect(rows:pd.DataFrame, # src dst mode score z, and group where known, of
     writers = _writers(rows)
     names = [n for w in writers for n in w]
     V,at = directions(names),{n:i for i,n in enumerate(names)}
-    merged = merge_directions(V,cosine,[[at[n] for n in w] for w in writers])
+    merged = merge_directions(V,cosine=cosine,writers=[[at[n] for n in w] for w in writers])
     groups = [[names[i] for i in g] for g in merged]
     found = [_one(rows[rows.src.isin(g)],V[[at[n] for n in g]],provenance) for g in groups]
     return sorted(found,key=lambda ch:-ch.z)
@@ -96,6 +98,7 @@ def collect(rows:pd.DataFrame, # src dst mode score z, and group where known, of
 @full_precision()
 def find_channels(c:Composition, # scores of one mode, from `compose`
                   weights:AttentionWeights, # the same weights
+                  *,
                   z:float=8., # smallest robust z of a pair
                   q:float=.01, # largest false discovery rate against isotropic writers
                   cosine:float=.5, # how alike the directions of one channel are
@@ -106,13 +109,14 @@ def find_channels(c:Composition, # scores of one mode, from `compose`
     here = provenance_of(weights)
     if differ:=[k for k in here if here[k]!=c.provenance.get(k)]:
         raise ModelError(f"Scores and weights differ in {', '.join(differ)}. Compose again from these weights.")
-    f = screen(c,weights.shape.d_model,q,z,min_share)
+    f = screen(c,q=q,z=z,min_share=min_share)
     if readers is not None: f = f[f.dst.isin([str(h) for h in check_heads(readers,*c.shape[:2])])]
-    return collect(f,lambda names: _directions(weights,names),c.provenance,cosine)
+    return collect(f,lambda names: _directions(weights,names),c.provenance,cosine=cosine)
 
 # %% ../../nbs/weights/channels.ipynb #c021
 @full_precision()
 def strongest_pairs(c:Composition, # from `compose`
+                    *,
                     n:int=400, # pairs to keep
                     per_pair:int=6, # components to list for each
                     min_share:float|None=None, # smallest share of its head; None for the rule of `share_floor`
@@ -157,14 +161,16 @@ def _loudest(c:Composition, reader:Head, top:int, z:float, min_share)->list[dict
 
 # %% ../../nbs/weights/channels.ipynb #c025
 @full_precision()
-def trace_back(scores:dict, # mode to `Composition`, from `compose`
+def trace_back(scores, # from `compose`: of one mode, or of several by mode
                reader, # where to start, e.g. "9.9"
+               *,
                steps:tuple=("Q","V","K"), # modes allowed at each step back, e.g. ("Q","VK")
                top=3, # writing heads followed from each reader; a number, or one per step
                z:float=5., # smallest robust z
                min_share:float|None=None, # smallest share of its head; None for the rule of `share_floor`
               )->pd.DataFrame: # one row per pair: src dst src_layer dst_layer mode writer score z step
-    "Who speaks to a head, who speaks to those, and so on"
+    "Who writes for a head, who writes for those, and so on"
+    if isinstance(scores,Composition): scores = {scores.mode:scores}
     if not steps or not all(steps):
         raise HeadError("Each step back needs a mode. Give at least one step, such as ('Q',).")
     if gone:=set("".join(steps))-set(scores):

@@ -63,9 +63,11 @@ def _flat(x:Tensor, edges:list)->tuple[Tensor,Tensor,Tensor]:
 @full_precision()
 def precision_and_roc(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
                       edges:list, # known pairs
+                      *,
                       counts:Tensor|None=None, # (resample reader) how often each reader is drawn; None for once each
                      )->tuple[Tensor,Tensor]: # average precision, area under the ROC curve; one per resample
     "Both over all causal pairs, each weighted by how often its reader is drawn"
+    # By hand: scikit-learn's two measures take one weighting of the pairs at a time, and here come a thousand at once.
     _,t,reader = _flat(x,edges)
     w = (torch.ones(1,x.shape[0]*x.shape[1]) if counts is None else counts)[:,reader].double()
     hit = w*t
@@ -79,6 +81,7 @@ def precision_and_roc(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
 def resamples(L:int, # layers
               H:int, # heads per layer
               edges:list, # known pairs
+              *,
               n:int=1000, # resamples
               seed:int=0, # of the resamples
              )->Tensor: # (resample reader) how often each is drawn
@@ -96,20 +99,28 @@ def resamples(L:int, # layers
 @full_precision()
 def measure(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
             edges:list, # known pairs
+            *,
             n:int=1000, # bootstrap resamples of readers; 0 for none
             seed:int=0, # of the resamples
            )->dict:
     "All measures of one method, with a 95% interval over readers for average precision"
     ap,auc = precision_and_roc(x,edges)
-    boot = precision_and_roc(x,edges,resamples(*x.shape[:2],edges,n,seed))[0] if n else torch.full((1,),torch.nan)
+    counts = resamples(*x.shape[:2],edges,n=n,seed=seed)
+    boot = precision_and_roc(x,edges,counts=counts)[0] if n else torch.full((1,),torch.nan)
     r,geo = edge_ranks(x,edges),lambda v: float(np.exp(np.log(v).mean()))
-    return dict(ap=float(ap),low=float(boot.quantile(.025)),high=float(boot.quantile(.975)),roc=float(auc),
+    return dict(ap=float(ap),
+                low=float(boot.quantile(.025)),
+                high=float(boot.quantile(.975)),
+                roc=float(auc),
                 median=float(r.raw.median()),
-        filtered=float(r.filtered.median()),geo=geo(r.raw),filtered_geo=geo(r.filtered))
+                filtered=float(r.filtered.median()),
+                geo=geo(r.raw),
+                filtered_geo=geo(r.filtered))
 
 # %% ../../nbs/weights/detection.ipynb #c019
 @full_precision()
 def loudest(c:Composition, # from `compose`
+            *,
             min_share:float=0., # leave out components that hold less of their head, see `share_floor`
            )->Tensor: # (src_layer src_head dst_layer dst_head); NaN for a head without such a component
     "Score of each head's loudest component"
@@ -126,10 +137,10 @@ whole_head = ("cs","simple","pk","factor","cka","procrustes")
 
 @full_precision()
 def board_scores(weights, # from `attention_weights`
-                     modes:str="QKV", # modes to score
+                     modes="QKV", # modes to score
                     )->dict: # (method, mode) to scores
     "Every whole-head measure of the literature, and the loudest component, on one model"
-    c = compose(weights,modes)
+    c = compose(weights,tuple(modes))
     out = {(m,k):baseline(weights,k,m) for m in whole_head[1:] for k in modes}
     return {("cs",k):c[k].heads() for k in modes}|{("component",k):loudest(c[k]) for k in modes}|out
 
@@ -217,6 +228,7 @@ def _centred_logs(x:Tensor)->Tensor:
 
 @full_precision()
 def against_background(xs:dict, # mode to scores (src_layer src_head dst_layer dst_head)
+                       *,
                        part:float=.5, # of the background that is subtracted
                       )->dict: # mode to scores relative to what each writer is to everyone
     "Scores with the writers' own loudness removed"
@@ -230,6 +242,7 @@ def against_background(xs:dict, # mode to scores (src_layer src_head dst_layer d
 # %% ../../nbs/weights/detection.ipynb #c031
 @full_precision()
 def shrunk_z(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
+             *,
              layers:int=5, # how many layers of writers the typical spread counts for
             )->Tensor: # same shape
     "Robust z within each reader, its variance shrunk towards the readers' median variance"
@@ -244,6 +257,7 @@ def shrunk_z(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
 # %% ../../nbs/weights/detection.ipynb #c033
 @full_precision()
 def sharpen(weights, # from `attention_weights`
+            *,
             shared:float|None=3., # project out directions read this many times more than the average; None keeps them
             far:bool=True, # weight the far side
             broad:bool=True, # loud and broad, or the loudest component alone
@@ -254,5 +268,5 @@ def sharpen(weights, # from `attention_weights`
     P = None if shared is None else shared_directions(reader_gram(weights),shared)
     c = compose(weights,edit=None if P is None else without(P),far=far_sides(weights) if far else None)
     xs = {m:loud_and_broad(x) if broad else loudest(x) for m,x in c.items()}
-    if background: xs = against_background(xs,background)
-    return {m:x if shrink is None else shrunk_z(x,shrink) for m,x in xs.items()}
+    if background: xs = against_background(xs,part=background)
+    return {m:x if shrink is None else shrunk_z(x,layers=shrink) for m,x in xs.items()}

@@ -38,6 +38,7 @@ def isotropic_tail(lam:Tensor, # (... component) shares of a reader's squared si
                    d_model:int, # dimension of the stream
                   )->Tensor: # (...) probability that an isotropic direction scores as high
     "Upper tail of the squared score of a uniformly random direction, by saddlepoint"
+    # By hand: SciPy has no tail of a ratio of quadratic forms, and this one takes readers by the thousand.
     lam,x = lam.double(),x.double()
     least = lam.amin(-1)*(lam.shape[-1]>=d_model) # 0 unless the reader hears every direction of the stream
     inside = (x>least)&(x<lam.amax(-1))
@@ -50,13 +51,14 @@ def isotropic_tail(lam:Tensor, # (... component) shares of a reader's squared si
     centre = .5-K3/(6*math.sqrt(2*math.pi)*K2.pow(1.5)) # the limit at the mean, where w and u vanish
     p = torch.where(w.abs()<1e-3, centre, tail).clamp(0,1)
     p = torch.where(inside,p,(x<=least).double())
-    return torch.where(lam.amax(-1)-least<=1e-6*lam.amax(-1),1.,
-                       p) # all directions are heard alike: no score is a surprise
+    alike = lam.amax(-1)-least<=1e-6*lam.amax(-1)
+    return torch.where(alike,1.,p) # where all directions are heard alike, no score is a surprise
 
 # %% ../../nbs/weights/nulls.ipynb #c015
 @full_precision()
 def null_table(lam:Tensor, # (reader component) from `spectrum`
                d_model:int, # dimension of the stream
+               *,
                n:int=256, # points of the grid
               )->tuple[Tensor,Tensor]: # both (reader n)
     "log p of each reader on an even grid of scores from 0 to the largest it can give"
@@ -90,33 +92,30 @@ def look_up(x:Tensor, # (... reader) scores
 # %% ../../nbs/weights/nulls.ipynb #c017
 @full_precision()
 def p_values(c:Composition, # from `compose`
-             d_model:int, # dimension of the stream
             )->tuple[Tensor,...]: # by reading layer, like `c.layers`
     "p of every score of a model against isotropic writers"
-    return tuple(isotropic_p(x,c.spectra[l],d_model) for l,x in enumerate(c.layers))
+    return tuple(isotropic_p(x,c.spectra[l],c.d_model) for l,x in enumerate(c.layers))
 
 # %% ../../nbs/weights/nulls.ipynb #c020
-@full_precision()
 def benjamini_hochberg(p:Tensor, # any shape; NaN where nothing was tested
-                      )->Tensor: # q, same shape
+                      )->Tensor: # q, same shape, float64; raises `TaskError` for a p that is no probability
     "Smallest false discovery rate at which each test would still be called"
-    flat = p.flatten().double()
-    tested = (~flat.isnan()).nonzero()[:,0]
-    order = tested[flat[tested].argsort()]
-    q = flat[order]*len(order)/torch.arange(1,len(order)+1)
-    q = q.flip(0).cummin(0).values.flip(0).clamp_max(1)
-    return torch.full_like(flat,torch.nan).scatter(0,order,q).view(p.shape)
+    from scipy.stats import false_discovery_control # half a second to load, and a scan does without
+    if bool(((p<0)|(p>1)).any()): raise TaskError("p values lie between 0 and 1; some of these do not.")
+    q,tested = p.to(torch.float64,copy=True),~p.isnan()
+    q[tested] = torch.from_numpy(false_discovery_control(q[tested].numpy(),axis=None))
+    return q
 
 # %% ../../nbs/weights/nulls.ipynb #c022
 @full_precision()
 def screen(c:Composition, # from `compose`
-           d_model:int, # dimension of the stream
+           *,
            q:float=.01, # keep what has a q below this, over all pairs of this mode
            z:float=5., # and a robust z of at least this
            min_share:float|None=None, # and this share of its head; None for the rule of `share_floor`, 0 for everybody
           )->pd.DataFrame: # src, dst, mode, score, z, p, q, share, group by falling z
     "Pairs of component and reader that pass the screen"
-    p,floor = p_values(c,d_model),share_floor(d_model,min_share)
+    p,floor = p_values(c),share_floor(c.d_model,min_share)
     qs,at,rows = benjamini_hochberg(torch.cat([x.flatten() for x in p])),0,[]
     part,group = shares(c.S),degenerate_groups(c.S)
     for l,x in enumerate(c.layers):
@@ -134,6 +133,7 @@ def screen(c:Composition, # from `compose`
 @full_precision()
 def rotation_null(V:Tensor, # (writer d_model) unit write directions
                   lam:Tensor, # (component) the reader's spectrum
+                  *,
                   n:int=200, # rotations
                   seed:int=0, # of the rotations
                  )->Tensor: # (n) the loudest writer's score under each rotation

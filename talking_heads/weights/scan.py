@@ -211,7 +211,7 @@ def _factors(weights, w, group:list, job:Scan, l:int)->Tensor: # (reader d_model
     per,out = s.n_heads//s.n_kv_heads,[]
     for m,_,h in group:
         one = replace(w,W_Q=w.W_Q[h:h+1],W_O=w.W_O[h:h+1],W_K=w.W_K[h//per:h//per+1],W_V=w.W_V[h//per:h//per+1])
-        out.append(reader_factors(one,m,rotate)[0])
+        out.append(reader_factors(one,m,rotate=rotate)[0])
     return torch.stack(out).to(job.device)
 
 # %% ../../nbs/weights/scan.ipynb #c023
