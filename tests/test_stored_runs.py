@@ -55,3 +55,12 @@ def test_settings_are_the_parameters_of_the_notebook():
     for how, preset in paper_presets.items():
         assert paper_settings(how, **names) == preset
         for k, v in asdict(preset).items(): assert paper_settings(how, **{k: v}) == preset
+
+def test_comments_do_not_move_a_hash(tmp_path):
+    def written(name, source):
+        cells = [dict(cell_type="code", source=source, metadata={})]
+        (tmp_path/name).write_text(json.dumps(dict(cells=cells)))
+        return code_behind(tmp_path/name)
+    plain = "from talking_heads.weights.nulls import *\nx = '# 1'"
+    assert written("a.ipynb", plain) == written("b.ipynb", "# first\n"+plain.replace("*", "* # all")+"\n\n")
+    assert written("a.ipynb", plain) != written("c.ipynb", plain.replace("# 1", "# 2"))
