@@ -200,7 +200,7 @@ def evaluate_arm(sets:EvaluationSets,
 # %% ../../nbs/edits/lifting.ipynb #c076b
 def lifting_study(model, # from `load_model`
                   folder:Path, # where arms are kept
-                  layer:int, inhibition:list, movers:list, # from `find_circuit`
+                  layer:int, inhibition:list, movers:list, # from `find_edited_heads`
                   names=tuple(arms), # arms
                   seeds=(0,1,2),
                   **kw, # for `training_data`
