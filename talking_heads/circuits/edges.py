@@ -350,7 +350,9 @@ def gradient_screen(r:Reader, m:Tensor, mode:str, # as for `edge_effects`
     return -torch.einsum("bspd,bpd->bs",m,input_gradient(r,mode))
 
 # %% ../../nbs/circuits/edges.ipynb #e037
-def _fixed(r:Reader, side:str, m:Tensor, at:Tensor)->Tensor: # at (batch); (batch sender d_model) to (batch sender d_head)
+def _fixed(r:Reader, side:str, m:Tensor, # (batch sender d_model)
+           at:Tensor, # (batch)
+          )->Tensor: # (batch sender d_head)
     "What messages become in a query, key or value while all scales stay fixed"
     return read(r.rec,r.head,side,at,m)
 
