@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['t_p', 'called', 'margin_of', 'at_end', 'random_rotation', 'writer_table', 'total_effects', 'level',
-           'screen_agreement', 'edge_controls', 'component_table', 'graph_margin', 'Circuit', 'find_circuit']
+           'screen_agreement', 'edge_controls', 'component_table', 'graph_margin', 'Circuit', 'find_circuit',
+           'curve_chart', 'half_agreement', 'circuit_study', 'stored_circuit']
 
 # %% ../../nbs/circuits/circuit.ipynb #k004
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from ..base.core import * # first: it silences a warning of the next imports
 import altair as alt, pandas as pd, torch
 from ..base.checkpoints import display_name
+from ..base.store import begun_study, plain, stored_study, study_file
 from fastcore.basics import patch
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
@@ -19,7 +23,7 @@ from ..hooks import *
 from ..svd import *
 from ..composition import *
 from ..evaluation import bounds, holm, interval
-from ..charts import checked_table, finish_chart, inline_data, mode_hues, tooltip
+from ..charts import checked_table, finish_chart, inline_data, mode_hues, readable, tooltip
 from ..tasks.known import task as task_named
 from .recording import *
 from .patching import *
@@ -235,9 +239,10 @@ def screen_agreement(edges:pd.DataFrame, # from `level`
         exact = f.effect.abs()
         if not (exact>0).any(): continue
         for s in ("gradient","trace"):
-            x = f[s].abs()
+            x,about = f[s].abs(),dict(reader=r,mode=m,screen=s)
+            if x.nunique()<2: continue # it says nothing here
             hit = len(set(exact.nlargest(20).index)&set(x.nlargest(60).index))/min(20,len(f))
-            rows.append(dict(reader=r,mode=m,screen=s,correlation=exact.rank().corr(x.rank()),top20=hit))
+            rows.append(about|dict(correlation=exact.rank().corr(x.rank()),top20=hit))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/circuits/circuit.ipynb #k028
@@ -394,6 +399,13 @@ def _levels(cs:list, writers:pd.DataFrame, fall:float, depth:int, floor:float, s
     return (pd.concat(frames,ignore_index=True) if frames else pd.DataFrame(columns=empty)),directions
 
 # %% ../../nbs/circuits/circuit.ipynb #k043
+def _paired(model, task, n:int, seed:int, how, split, options:dict)->tuple[Prompts,Prompts|None]:
+    "Prompts of a task and their twins, if it has any"
+    if task.windows: raise TaskError(f"The task {task.name!r} has windows of text and no answers.")
+    prompts = task.prompts(**task_args(model),n=n,seed=seed,split=split,**options)
+    check_prompts(model,prompts)
+    return prompts,None if task.twin is None else task.twins_of(prompts,how,seed)
+
 def find_circuit(model, # from `load_model`
                  task, # a `Task`, or the name of a known one
                  *,
@@ -407,10 +419,7 @@ def find_circuit(model, # from `load_model`
                 )->Circuit: # raises `TaskError` where the model cannot do the task
     "Find who writes the answer and who talks to them"
     task = task_named(task)
-    if task.windows: raise TaskError(f"The task {task.name!r} has windows of text and no answers.")
-    prompts = task.prompts(**task_args(model),n=n,seed=seed,split=split,**options)
-    check_prompts(model,prompts)
-    twins = None if task.twin is None else task.twins_of(prompts,how,seed)
+    prompts,twins = _paired(model,task,n,seed,how,split,options)
     cs = list(contrasts(model,prompts,twins,_batch_size(model,prompts)))
     return _found(model,task,cs,twins is not None,depth,floor,seed)
 
@@ -534,23 +543,93 @@ def _said(c:Circuit)->str:
     told = "; ".join(f"{e.sender} to {e.reader} through {e.mode}, {e.effect:.2f}" for e in top.itertuples())
     return f"{c!r}. Strongest edges: {told or 'none'}."
 
-@patch
-def curve_chart(self:Circuit, f:pd.DataFrame, # from `curve`
+def curve_chart(f:pd.DataFrame, # from `Circuit.curve`
+                title:str="",
                )->alt.Chart:
     "Share of the margin explained against the number of edges kept"
     f = checked_table(f.rename(columns={"share":"score"}),"edges kept score","curve_chart")
     base = alt.Chart(inline_data(f.assign(kept=f.kept.clip(lower=.5))),width="container",height=240)
     lines = base.mark_line(point=True).encode(
-        x=alt.X("kept:Q",title="edges kept",scale=alt.Scale(type="log")),
+        x=alt.X("kept:Q",title="edges kept (none is drawn at 0.5)",scale=alt.Scale(type="log")),
         y=alt.Y("mean(score):Q",title="share of the margin explained"),
         color=alt.Color("edges:N",title="edges"),
         tooltip=tooltip(f,"edges kept score"))
     best = f[f.edges=="strongest"].score.max()
-    return finish_chart(lines,"","",f"Share explained by the strongest edges, at most {best:.2f}, and by random ones.")
+    said = f"Share explained by the strongest edges, at most {best:.2f}, and by random ones."
+    return finish_chart(lines,title,"",said)
 
 @patch
 def _repr_html_(self:Circuit):
-    w = self.writers[self.writers.called]["writer effect low high total control".split()].round(3)
-    e = self.edges["sender reader mode level effect low high control".split()].round(3)
+    w = self.writers[self.writers.called]
+    e = self.edges.head(20)
     shown = f"<p><b>{self!r}</b>, {len(self.margins[0])} prompts, margin {float(self.margins[0].mean()):.2f}</p>"
-    return shown+w.to_html(index=False)+e.head(20).to_html(index=False)
+    return shown+readable(w,only=_writer_words).data+readable(e,only=_edge_words).data
+
+_writer_words = dict(writer="writer",effect="direct effect",low="low",high="high",total="total effect",
+                     control="turned message")
+_edge_words = dict(sender="sender",reader="reader",mode="mode",level="level",effect="effect",low="low",high="high",
+                   share="share of the reader's",control="turned message")
+
+# %% ../../nbs/circuits/circuit.ipynb #k062
+def half_agreement(model, # from `load_model`
+                   task, # a `Task`, or the name of a known one
+                   *,
+                   n:int=60, # prompts in both halves together
+                   seed:int=0, # as for `find_circuit`
+                   depth:int=1, # levels
+                   floor:float=.08, # as for `find_circuit`
+                  )->dict: # first, second, both: called edges; jaccard; correlation: of ranks, all edges in both
+    "What two halves of the prompts call, each by itself"
+    task,parts = task_named(task),[]
+    prompts,twins = _paired(model,task,n,seed,None,None,{})
+    for i in (0,1):
+        half = list(range(i,n,2))
+        other = None if twins is None else twins[half]
+        cs = list(contrasts(model,prompts[half],other,_batch_size(model,prompts)))
+        clean,away = _margins(cs)
+        fall = float((clean-away).double().mean())
+        f = _levels(cs,writer_table(cs,fall,floor,seed),fall,depth,floor,seed)[0]
+        parts.append(f.set_index(["sender","reader","mode"]))
+    a,b = (set(f[f.called.astype(bool)].index) for f in parts)
+    shared = parts[0].index.intersection(parts[1].index)
+    ranks = [f.effect[shared].abs().rank() for f in parts]
+    out = dict(first=len(a),second=len(b),both=len(a&b),jaccard=len(a&b)/max(1,len(a|b)))
+    return out|dict(correlation=float(ranks[0].corr(ranks[1])),edges=len(shared))
+
+# %% ../../nbs/circuits/circuit.ipynb #k064
+def _study_parts(c:Circuit)->dict: # name to rows
+    "What is kept of a circuit: called edges, the strongest writers, and how screens and graphs do"
+    tables = dict(writers=c.writers.head(20),edges=c.edges,components=c.components,screens=c.agreement,curve=c.curve())
+    rows = {k:f.to_dict("records") for k,f in tables.items()}
+    margins = {k:interval(x.double()) for k,x in zip(("prompts","twins"),c.margins)}
+    counted = dict(measured=len(c.measured),readers=int(c.measured.reader.nunique()),heads=c._pairs)
+    return rows|dict(margins=margins,explained=c.explained(),counted=counted)
+
+def circuit_study(model, # from `load_model`
+                  path:Path, # JSON file, such as `study_file("smollm2_circuit.json")`
+                  *,
+                  task="ioi", # a `Task`, or the name of a known one
+                  n:int=60, # prompts
+                  seed:int=0, # of prompts, twins and controls
+                  depth:int=2, # levels back from the writers
+                 )->Path:
+    "Find a circuit and store it; parts that are there with the same settings are kept"
+    info = dict(sha256=model.checkpoint.sha256,task=task_named(task).name,n=n,seed=seed,depth=depth)
+    parts = begun_study(path,info).get("parts",{})
+    if "edges" not in parts:
+        start = time.perf_counter()
+        c = find_circuit(model,task,n=n,seed=seed,depth=depth)
+        spent = time.perf_counter()-start
+        parts = plain(_study_parts(c)|dict(seconds=spent,threads=torch.get_num_threads(),provenance=c.provenance))
+        write_json(info|dict(parts=parts),path)
+    if "halves" not in parts:
+        parts["halves"] = plain(half_agreement(model,task,n=n,seed=seed,depth=depth))
+        write_json(info|dict(parts=parts),path)
+    return Path(path)
+
+def stored_circuit(part:str, # "writers", "edges", "components", "screens", "curve", or another key of `parts`
+                   name:str="smollm2", # or "gemma3"
+                  ): # a DataFrame where the part is rows, else what is stored
+    "A part of a study that the package has"
+    x = stored_study(f"{name}_circuit.json")["parts"][part]
+    return pd.DataFrame(x) if isinstance(x,list) else x
