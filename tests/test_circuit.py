@@ -3,11 +3,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from talking_heads.base.checkpoints import find_checkpoint
 from talking_heads.base.core import TaskError
 from talking_heads.data import ioi, ioi_task
 from talking_heads.hooks import load_model, readout, task_args
 from talking_heads.circuits.circuit import *
+from talking_heads.circuits.edges import margin_at_end
 
 MOVERS = {"2.0", "2.1", "2.2", "2.3"}
 
@@ -17,13 +20,12 @@ def triples(f): return set(zip(f.sender, f.reader, f["mode"]))
 def toy(): return load_model("toy")
 
 @pytest.fixture(scope="module")
-def found(toy): return find_circuit(toy, "ioi", n=60, depth=2)
+def found(toy): return find_circuit(toy, "ioi", n=60, depth=1)
 
 def test_toy_is_found(found):
     "Four movers hear the two inhibition heads through their queries, and nobody else"
     assert set(found.writers[found.writers.called].writer) == MOVERS
-    first = found.edges[found.edges.level == 1]
-    assert triples(first) == {(s, r, "Q") for s in ("1.0", "1.1") for r in MOVERS}
+    assert triples(found.edges) == {(s, r, "Q") for s in ("1.0", "1.1") for r in MOVERS}
 
 def test_explained(found):
     "Called edges explain nearly what all measured ones do; random ones do not"
@@ -35,11 +37,48 @@ def test_explained(found):
 
 def test_same_seed_same_numbers_and_the_model_as_found(toy, found):
     before = readout(toy, ioi(**task_args(toy), n=8)).logits
-    again = find_circuit(toy, "ioi", n=60, depth=1)
+    again = find_circuit(toy, "ioi", n=60, depth=0)
     assert torch.equal(readout(toy, ioi(**task_args(toy), n=8)).logits, before)
-    assert again.writers.equals(found.writers)
-    assert triples(again.edges) == triples(found.edges[found.edges.level == 1])
-    assert found.chart().to_dict() and "writers" in found._repr_html_()
+    assert again.writers.equals(found.writers) and not len(again.edges)
+    assert found.chart().to_dict() and "direct effect" in found._repr_html_()
+
+def louder(folder, layer, head, factor):
+    "The toy with what one head reads as values made larger"
+    path = find_checkpoint("toy").path
+    model = AutoModelForCausalLM.from_pretrained(path)
+    d, n = model.config.n_embd, model.config.n_head
+    columns = slice(2*d+head*d//n, 2*d+(head+1)*d//n)
+    with torch.no_grad(): model.transformer.h[layer].attn.c_attn.weight[:, columns] *= factor
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+    return load_model(str(folder))
+
+def test_a_loud_head_that_nobody_uses_is_not_called(tmp_path):
+    "Thirty times louder, and the circuit is the built-in one"
+    c = find_circuit(louder(tmp_path, 1, 5, 30.), "ioi", n=60, depth=1)
+    assert set(c.writers[c.writers.called].writer) == MOVERS
+    assert triples(c.edges) == {(s, r, "Q") for s in ("1.0", "1.1") for r in MOVERS}
+
+def test_a_task_without_twins(toy):
+    "The mean over other prompts takes all names away, so more is called than with twins, but no other writer"
+    c = find_circuit(toy, replace(ioi_task, twin=None), n=160, depth=0)
+    assert set(c.writers[c.writers.called].writer) == MOVERS
+    assert c.provenance["against"] == "mean over other prompts"
+    fall = float((c.margins[0]-c.margins[1]).mean())
+    edges, _ = level(c.contrasts, {"2.1": list(map(margin_at_end, c.contrasts))}, fall)
+    assert {("1.0", "2.1", "Q"), ("1.1", "2.1", "Q")} <= triples(edges[edges.called])
+
+def test_stored_circuit_of_smollm2():
+    "Movers, and the inhibition heads that reach them through their queries, by the first component of 20.0"
+    w, e, p = (stored_circuit(k) for k in ("writers", "edges", "components"))
+    effect = w[w.called].set_index("writer").effect
+    assert (effect[["23.0", "23.1", "23.2", "23.7"]] > 0).all() and effect["24.4"] < 0
+    first = e[(e.level == 1) & (e["mode"] == "Q")]
+    for r in ("23.0", "23.1", "23.2", "23.7"): assert first[first.reader == r].sender.tolist()[:2] == ["20.0", "19.2"]
+    main = p[(p.component == "20.0.0") & (p["mode"] == "Q")].set_index("reader").share
+    assert (main[["23.0", "23.1", "23.2", "23.7"]] > .8).all()
+    kept = stored_circuit("explained")
+    assert kept["share"] > .8 and kept["heads"] < .05
 
 def test_toy_position_is_found():
     "Movers hear 2.0 and 2.1 through queries, and those hear 1.0 and 1.1 through values"
