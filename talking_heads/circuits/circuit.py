@@ -370,6 +370,16 @@ def _batch_size(model, prompts:Prompts)->int:
     each = len(sender_names(model,c.n_layers))*longest*c.d_model*4
     return int(max(2,min(16,2e8//each)))
 
+def _held(found, # of `Contrast`
+          most:float=1e9, # bytes in memory; what comes later goes to files
+         )->list:
+    "Contrasts for several passes over them"
+    out,size = [],0
+    for c in found:
+        size += contrast_bytes(c)
+        out.append(c if size<most else spilled(c))
+    return out
+
 def _with_total(cs:list, f:pd.DataFrame, seed:int)->pd.DataFrame:
     "Total effects of the called writers, and of as many others drawn at random"
     able = f.writer!="embedding"
@@ -420,7 +430,7 @@ def find_circuit(model, # from `load_model`
     "Find who writes the answer and who talks to them"
     task = task_named(task)
     prompts,twins = _paired(model,task,n,seed,how,split,options)
-    cs = list(contrasts(model,prompts,twins,_batch_size(model,prompts)))
+    cs = _held(contrasts(model,prompts,twins,_batch_size(model,prompts)))
     return _found(model,task,cs,twins is not None,depth,floor,seed)
 
 # %% ../../nbs/circuits/circuit.ipynb #k044
@@ -585,7 +595,7 @@ def half_agreement(model, # from `load_model`
     for i in (0,1):
         half = list(range(i,n,2))
         other = None if twins is None else twins[half]
-        cs = list(contrasts(model,prompts[half],other,_batch_size(model,prompts)))
+        cs = _held(contrasts(model,prompts[half],other,_batch_size(model,prompts)))
         clean,away = _margins(cs)
         fall = float((clean-away).double().mean())
         f = _levels(cs,writer_table(cs,fall,floor,seed),fall,depth,floor,seed)[0]
