@@ -77,8 +77,9 @@ def test_stored_circuit_of_smollm2():
     for r in ("23.0", "23.1", "23.2", "23.7"): assert first[first.reader == r].sender.tolist()[:2] == ["20.0", "19.2"]
     main = p[(p.component == "20.0.0") & (p["mode"] == "Q")].set_index("reader").share
     assert (main[["23.0", "23.1", "23.2", "23.7"]] > .8).all()
-    kept = stored_circuit("explained")
-    assert kept["share"] > .8 and kept["heads"] < .05
+    curve = stored_circuit("curve").set_index("kept")
+    strong, other = (curve[curve.edges == k].loc[64] for k in ("strongest", "random"))
+    assert strong.share > .8 and strong.heads < .05 and other.share.max() < .15
 
 def test_toy_position_is_found():
     "Movers hear 2.0 and 2.1 through queries, and those hear 1.0 and 1.1 through values"
