@@ -74,7 +74,7 @@ def test_settings_are_the_parameters_of_the_notebook():
             assert paper_settings(how, **{k: v}) == preset
 
 
-def test_comments_do_not_move_a_hash(tmp_path):
+def test_comments_and_docstrings_do_not_move_a_hash(tmp_path):
     def written(name, source):
         cells = [dict(cell_type="code", source=source, metadata={})]
         (tmp_path / name).write_text(json.dumps(dict(cells=cells)))
@@ -83,3 +83,6 @@ def test_comments_do_not_move_a_hash(tmp_path):
     plain = "from talking_heads.weights.nulls import *\nx = '# 1'"
     assert written("a.ipynb", plain) == written("b.ipynb", "# first\n" + plain.replace("*", "* # all") + "\n\n")
     assert written("a.ipynb", plain) != written("c.ipynb", plain.replace("# 1", "# 2"))
+    told = 'def f():\n    "One thing"\n    return "One thing"'
+    assert written("d.ipynb", told) == written("e.ipynb", told.replace('"One thing"\n', '"Another"\n'))
+    assert written("d.ipynb", told) != written("f.ipynb", told.replace('return "One', 'return "Another'))
