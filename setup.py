@@ -42,7 +42,8 @@ setup(
                  f"Natural Language :: {cfg['language']}", "Programming Language :: Python :: 3"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[lib, lib+".*"]),
-    package_data={lib: ["models/*", "models/*/*", "texts/*", "sweep_files/*", "assets/*"]}, # toy models, stored tables, prose, sweeps, JavaScript
+    # toy models, stored tables, prose, sweeps, JavaScript
+    package_data={lib: ["models/*", "models/*/*", "texts/*", "sweep_files/*", "assets/*"]},
     install_requires=shlex.split(cfg.get("requirements", "")),
     extras_require={o: shlex.split(cfg.get(f"{o}_requirements", "")) for o in ("dev", "dask")},
     entry_points={"console_scripts": scripts, "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},

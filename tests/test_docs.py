@@ -1,4 +1,5 @@
 "The site: what is read from the notebooks, what is written, and how every page behaves in a real browser"
+
 import json, re, sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -15,50 +16,77 @@ from talking_heads.site.site_sources import *
 from talking_heads.site.symbols import *
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT/"tools"))
+sys.path.insert(0, str(ROOT / "tools"))
 from browser import VIEWS, page_costs, served, settled, take_screenshots
-for need in ("smalldocs","latex2mathml","vl_convert"):
-    if not find_spec(need): pytest.skip(f"{need} is not installed; `make setup` installs it", allow_module_level=True)
+
+for need in ("smalldocs", "latex2mathml", "vl_convert"):
+    if not find_spec(need):
+        pytest.skip(f"{need} is not installed; `make setup` installs it", allow_module_level=True)
 
 # What the source says of a symbol, against what Python says of it
+
 
 def test_symbols_agree_with_inspect():
     "Names, defaults and docstrings read from the text are those of the imported functions"
     import inspect
     from talking_heads.base import core
     from talking_heads.paper import sections as runs
+
     for mod in (core, runs):
-        found = {s.name:s for s in symbols(Path(mod.__file__).read_text())}
-        own = [o for n,o in vars(mod).items() if getattr(o,"__module__","")==mod.__name__ and not n.startswith("_")]
+        found = {s.name: s for s in symbols(Path(mod.__file__).read_text())}
+        own = [
+            o for n, o in vars(mod).items() if getattr(o, "__module__", "") == mod.__name__ and not n.startswith("_")
+        ]
         public = list(filter(inspect.isfunction, own))
         for f in public:
             f = inspect.unwrap(f)
             sig = inspect.signature(f)
             assert [p[0].lstrip("*") for p in found[f.__name__].params] == list(sig.parameters)
             assert found[f.__name__].doc == inspect.getdoc(f)
-            for (name,_,default,_),p in zip(found[f.__name__].params, sig.parameters.values()):
-                assert (default=="") == (p.default is inspect.Parameter.empty), (f, name)
+            for (name, _, default, _), p in zip(found[f.__name__].params, sig.parameters.values()):
+                assert (default == "") == (p.default is inspect.Parameter.empty), (f, name)
         classes = {c.__name__ for c in filter(inspect.isclass, own)}
         assert classes <= found.keys() and {f.__name__ for f in public} <= found.keys()
 
-@pytest.mark.parametrize("source, params, returns, raises", [
-    ("def f(a:int, # one\n      b=2, # two\n     )->str: # three\n    'd'",
-     (("a","int","","one"),("b","","2","two")), ("str","three"), ()),
-    ("def f(a, b): # back\n    'd'", (("a","","",""),("b","","","")), ("","back"), ()),
-    ("def f(*xs, # many\n      k=1, # key\n      **kw # rest\n     ):\n    'd'",
-     (("*xs","","","many"),("k","","1","key"),("**kw","","","rest")), ("",""), ()),
-    ("def f(a,b, # both\n     ):\n    'd'", (("a","","",""),("b","","","both")), ("",""), ()),
-    ("def f(o:Param('where',str)=None,\n      q:Param('quiet',store_true)=False):\n    'd'",
-     (("o","str","None","where"),("q","flag","False","quiet")), ("",""), ()),
-    ("def f(a):\n    'finds; raises `HeadError` if not'\n    raise ModelError('x')",
-     (("a","","",""),), ("",""), ("HeadError","ModelError")),
-])
+
+@pytest.mark.parametrize(
+    "source, params, returns, raises",
+    [
+        (
+            "def f(a:int, # one\n      b=2, # two\n     )->str: # three\n    'd'",
+            (("a", "int", "", "one"), ("b", "", "2", "two")),
+            ("str", "three"),
+            (),
+        ),
+        ("def f(a, b): # back\n    'd'", (("a", "", "", ""), ("b", "", "", "")), ("", "back"), ()),
+        (
+            "def f(*xs, # many\n      k=1, # key\n      **kw # rest\n     ):\n    'd'",
+            (("*xs", "", "", "many"), ("k", "", "1", "key"), ("**kw", "", "", "rest")),
+            ("", ""),
+            (),
+        ),
+        ("def f(a,b, # both\n     ):\n    'd'", (("a", "", "", ""), ("b", "", "", "both")), ("", ""), ()),
+        (
+            "def f(o:Param('where',str)=None,\n      q:Param('quiet',store_true)=False):\n    'd'",
+            (("o", "str", "None", "where"), ("q", "flag", "False", "quiet")),
+            ("", ""),
+            (),
+        ),
+        (
+            "def f(a):\n    'finds; raises `HeadError` if not'\n    raise ModelError('x')",
+            (("a", "", "", ""),),
+            ("", ""),
+            ("HeadError", "ModelError"),
+        ),
+    ],
+)
 def test_parameters(source, params, returns, raises):
-    s, = symbols(source)
-    assert (s.params,s.returns,s.raises) == (params,returns,raises)
+    (s,) = symbols(source)
+    assert (s.params, s.returns, s.raises) == (params, returns, raises)
+
 
 def test_classes_and_patches():
-    a,run,b = symbols('''
+    a, run, b = symbols("""
 @dataclass
 class A:
     "One"
@@ -68,25 +96,35 @@ class A:
     def _no(self): "No"
 @patch
 def more(self:A, k): "More"
-''')
-    assert (a.kind,a.call,a.params) == ("class","A(x, y='n')",(("x","int","","width"),("y","str","'n'","name")))
-    assert (run.name,run.call,run.anchor) == ("A.run","A.run(n=1)","a.run")
-    assert (b.name,b.kind,[p[0] for p in b.params]) == ("A.more","method",["k"])
+""")
+    assert (a.kind, a.call, a.params) == (
+        "class",
+        "A(x, y='n')",
+        (("x", "int", "", "width"), ("y", "str", "'n'", "name")),
+    )
+    assert (run.name, run.call, run.anchor) == ("A.run", "A.run(n=1)", "a.run")
+    assert (b.name, b.kind, [p[0] for p in b.params]) == ("A.more", "method", ["k"])
 
-@pytest.mark.parametrize("text, want", [
-    ("see `f`", "see [`f`](a.html#f)"),
-    ("see `f(2)` and `g`", "see [`f(2)`](a.html#f) and `g`"),
-    ("[`f`](x.md)", "[`f`](x.md)"),
-    ("``f``", "``f``"),
-    ("~~~\n`f`\n~~~", "~~~\n`f`\n~~~"),
-    ("## `f`", "## `f`"),
-    ("````\n```\n`f`\n````\n`f`", "````\n```\n`f`\n````\n[`f`](a.html#f)"),
-])
-def test_links_on_symbols(text, want): assert linked(text, {"f":"a.html#f"}) == want
+
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("see `f`", "see [`f`](a.html#f)"),
+        ("see `f(2)` and `g`", "see [`f(2)`](a.html#f) and `g`"),
+        ("[`f`](x.md)", "[`f`](x.md)"),
+        ("``f``", "``f``"),
+        ("~~~\n`f`\n~~~", "~~~\n`f`\n~~~"),
+        ("## `f`", "## `f`"),
+        ("````\n```\n`f`\n````\n`f`", "````\n```\n`f`\n````\n[`f`](a.html#f)"),
+    ],
+)
+def test_links_on_symbols(text, want):
+    assert linked(text, {"f": "a.html#f"}) == want
+
 
 # A small project that can be broken
 
-SETTINGS = (ROOT/"settings.ini").read_text()
+SETTINGS = (ROOT / "settings.ini").read_text()
 SITE = """project: {type: website}
 website:
   title: tiny
@@ -94,197 +132,256 @@ website:
 format: {html: {theme: {light: default, dark: darkly}, toc: true}}
 """
 
+
 def nb(*cells):
     "A notebook: markdown as text, code as (source, outputs)"
-    made = [dict(cell_type="markdown",metadata={},source=c) if isinstance(c,str) else
-            dict(cell_type="code",metadata={},source=c[0],outputs=list(c[1:]),execution_count=None) for c in cells]
-    return json.dumps(dict(cells=made,metadata={},nbformat=4,nbformat_minor=5))
+    made = [
+        dict(cell_type="markdown", metadata={}, source=c)
+        if isinstance(c, str)
+        else dict(cell_type="code", metadata={}, source=c[0], outputs=list(c[1:]), execution_count=None)
+        for c in cells
+    ]
+    return json.dumps(dict(cells=made, metadata={}, nbformat=4, nbformat_minor=5))
+
 
 @pytest.fixture
 def tiny(tmp_path):
     "A checkout with two notebooks, one of which exports"
-    for d in ("nbs","talking_heads"): (tmp_path/d).mkdir()
-    (tmp_path/"settings.ini").write_text(SETTINGS)
-    (tmp_path/"nbs"/"_quarto.yml").write_text(SITE)
-    (tmp_path/"index.ipynb").write_text(nb("# tiny\n\n> Small","It has `go` and a formula, $s^2$."))
-    (tmp_path/"nbs"/"index.ipynb").symlink_to("../index.ipynb")
+    for d in ("nbs", "talking_heads"):
+        (tmp_path / d).mkdir()
+    (tmp_path / "settings.ini").write_text(SETTINGS)
+    (tmp_path / "nbs" / "_quarto.yml").write_text(SITE)
+    (tmp_path / "index.ipynb").write_text(nb("# tiny\n\n> Small", "It has `go` and a formula, $s^2$."))
+    (tmp_path / "nbs" / "index.ipynb").symlink_to("../index.ipynb")
     source = 'def go(n:int, # steps\n      )->int: # where it stands\n    "Walk"\n    raise HeadError("no")'
-    code = [("#| default_exp one",),("#| hide\nsecret = 1",),(f"#| export\n{source}",)]
-    one = nb("# one\n\n> First",*code,"## Go\n\nBack to [home](index.ipynb).")
-    (tmp_path/"nbs"/"01_one.ipynb").write_text(one)
-    (tmp_path/"talking_heads"/"one.py").write_text(source)
-    syms = {"talking_heads.one":{"talking_heads.one.go":("one.html#go","x")}}
-    (tmp_path/"talking_heads"/"_modidx.py").write_text(f"d = {dict(settings={},syms=syms)}")
+    code = [("#| default_exp one",), ("#| hide\nsecret = 1",), (f"#| export\n{source}",)]
+    one = nb("# one\n\n> First", *code, "## Go\n\nBack to [home](index.ipynb).")
+    (tmp_path / "nbs" / "01_one.ipynb").write_text(one)
+    (tmp_path / "talking_heads" / "one.py").write_text(source)
+    syms = {"talking_heads.one": {"talking_heads.one.go": ("one.html#go", "x")}}
+    (tmp_path / "talking_heads" / "_modidx.py").write_text(f"d = {dict(settings={}, syms=syms)}")
     return tmp_path
 
+
 def test_small_site(tiny):
-    out = build_docs(tiny, tiny/"_docs")
-    one,index = (out/"one.html").read_text(),(out/"index.html").read_text()
+    out = build_docs(tiny, tiny / "_docs")
+    one, index = (out / "one.html").read_text(), (out / "index.html").read_text()
     assert 'href="one.html#go"' in index and "<msup><mi>s</mi>" in index and "katex" not in index
     assert 'id="go"' in one and 'id="about-go"' in one and 'href="index.html"' in one
     assert "steps" in one and "where it stands" in one and "HeadError" in one and "talking_heads/one.py#L1" in one
     assert "secret" not in one and "default_exp" not in one and "later" not in index
     assert link_faults(out) == []
 
+
 def test_forgotten_notebook_is_in_the_sidebar(tiny):
-    (tiny/"nbs"/"new_chapter.ipynb").write_text(nb("# A new chapter"))
-    out = build_docs(tiny, tiny/"_docs")
-    assert 'href="new_chapter.html"' in (out/"one.html").read_text()
+    (tiny / "nbs" / "new_chapter.ipynb").write_text(nb("# A new chapter"))
+    out = build_docs(tiny, tiny / "_docs")
+    assert 'href="new_chapter.html"' in (out / "one.html").read_text()
+
 
 def test_runs_are_pages(tiny):
-    (tiny/"nbs"/"runs").mkdir()
-    (tiny/"nbs"/"runs"/"toy.ipynb").write_text(nb("# A run","It calls `go`."))
-    out = build_docs(tiny, tiny/"_docs")
-    assert 'href="../one.html#go"' in (out/"runs"/"toy.html").read_text()
+    (tiny / "nbs" / "runs").mkdir()
+    (tiny / "nbs" / "runs" / "toy.ipynb").write_text(nb("# A run", "It calls `go`."))
+    out = build_docs(tiny, tiny / "_docs")
+    assert 'href="../one.html#go"' in (out / "runs" / "toy.html").read_text()
+
 
 def test_runs_have_a_section_of_their_own():
     "A folder in the sidebar stands for all its pages; one without pages is left out"
-    contents = [dict(section="Start",contents=["index.ipynb"]),dict(section="Results",contents=["runs/*"])]
-    pages = ["index.ipynb","runs/a.ipynb","runs/b.ipynb","new.ipynb"]
-    results = dict(section="Results",contents=["runs/a.ipynb","runs/b.ipynb"])
-    assert sidebar(contents,pages) == [contents[0],results,dict(section="More",contents=["new.ipynb"])]
-    assert sidebar(contents,pages[:1]) == contents[:1]
+    contents = [dict(section="Start", contents=["index.ipynb"]), dict(section="Results", contents=["runs/*"])]
+    pages = ["index.ipynb", "runs/a.ipynb", "runs/b.ipynb", "new.ipynb"]
+    results = dict(section="Results", contents=["runs/a.ipynb", "runs/b.ipynb"])
+    assert sidebar(contents, pages) == [contents[0], results, dict(section="More", contents=["new.ipynb"])]
+    assert sidebar(contents, pages[:1]) == contents[:1]
+
 
 def test_broken_link_is_told(tiny):
-    (tiny/"nbs"/"01_one.ipynb").write_text(nb("# one","[there](nowhere.ipynb) and [here](index.ipynb#missing)"))
-    with pytest.raises(DocsError, match="(?s)nowhere.*|missing"): build_docs(tiny, tiny/"_docs")
+    (tiny / "nbs" / "01_one.ipynb").write_text(nb("# one", "[there](nowhere.ipynb) and [here](index.ipynb#missing)"))
+    with pytest.raises(DocsError, match="(?s)nowhere.*|missing"):
+        build_docs(tiny, tiny / "_docs")
+
 
 def test_outside_request_is_told(tiny):
-    (tiny/"nbs"/"01_one.ipynb").write_text(nb("# one",'<img src="https://example.org/a.png" alt="a">'))
-    with pytest.raises(DocsError, match="example.org.*another site"): build_docs(tiny, tiny/"_docs")
+    (tiny / "nbs" / "01_one.ipynb").write_text(nb("# one", '<img src="https://example.org/a.png" alt="a">'))
+    with pytest.raises(DocsError, match="example.org.*another site"):
+        build_docs(tiny, tiny / "_docs")
+
 
 def test_failed_build_keeps_the_last_site(tiny):
-    out = build_docs(tiny, tiny/"_docs")
-    before = (out/"one.html").read_bytes()
-    (tiny/"nbs"/"01_one.ipynb").write_text("{ not a notebook")
-    with pytest.raises(DocsError, match="01_one.ipynb"): build_docs(tiny, tiny/"_docs")
-    assert (out/"one.html").read_bytes() == before
+    out = build_docs(tiny, tiny / "_docs")
+    before = (out / "one.html").read_bytes()
+    (tiny / "nbs" / "01_one.ipynb").write_text("{ not a notebook")
+    with pytest.raises(DocsError, match="01_one.ipynb"):
+        build_docs(tiny, tiny / "_docs")
+    assert (out / "one.html").read_bytes() == before
+
 
 def test_refuses_a_folder_that_is_no_site(tiny):
-    (tiny/"mine").mkdir()
-    (tiny/"mine"/"thesis.txt").write_text("years of work")
-    with pytest.raises(DocsError, match="not a built site"): build_docs(tiny, tiny/"mine")
-    assert (tiny/"mine"/"thesis.txt").read_text() == "years of work"
+    (tiny / "mine").mkdir()
+    (tiny / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DocsError, match="not a built site"):
+        build_docs(tiny, tiny / "mine")
+    assert (tiny / "mine" / "thesis.txt").read_text() == "years of work"
+
 
 def test_refuses_a_file_and_a_repository(tiny):
-    (tiny/"mine").write_text("years of work")
-    with pytest.raises(DocsError, match="a file"): build_docs(tiny, tiny/"mine")
-    assert (tiny/"mine").read_text() == "years of work"
-    (tiny/"clone"/".git").mkdir(parents=True)
-    (tiny/"clone"/"site_libs").mkdir()
-    with pytest.raises(DocsError, match="git repository"): build_docs(tiny, tiny/"clone")
+    (tiny / "mine").write_text("years of work")
+    with pytest.raises(DocsError, match="a file"):
+        build_docs(tiny, tiny / "mine")
+    assert (tiny / "mine").read_text() == "years of work"
+    (tiny / "clone" / ".git").mkdir(parents=True)
+    (tiny / "clone" / "site_libs").mkdir()
+    with pytest.raises(DocsError, match="git repository"):
+        build_docs(tiny, tiny / "clone")
 
-@pytest.mark.parametrize("first, texts", [
-    ("No heading, `go`", ["No heading, [`go`](one.html#go)"]),
-    ("# One\n\n> First\n\nSee [data](../00_data.ipynb) and `go`.\n\n## Go",
-     ["See [data](data.ipynb) and [`go`](one.html#go).\n\n## Go"]),
-    ("# One", []),
-])
+
+@pytest.mark.parametrize(
+    "first, texts",
+    [
+        ("No heading, `go`", ["No heading, [`go`](one.html#go)"]),
+        (
+            "# One\n\n> First\n\nSee [data](../00_data.ipynb) and `go`.\n\n## Go",
+            ["See [data](data.ipynb) and [`go`](one.html#go).\n\n## Go"],
+        ),
+        ("# One", []),
+    ],
+)
 def test_first_cell(first, texts):
     "What stands below title and description is text like any other, once"
-    made = site_notebook(json.loads(nb(first,"More")), {"go":"one.html#go"})
-    assert [c["source"] for c in made["cells"][1:]] == [*texts,"More"]
+    made = site_notebook(json.loads(nb(first, "More")), {"go": "one.html#go"})
+    assert [c["source"] for c in made["cells"][1:]] == [*texts, "More"]
+
 
 def test_moved_page_must_exist(tiny):
     "A sign that leads nowhere, or stands where a page is, stops the build"
-    for moved,says in (({"old.html":"gone.html"},"not there"),({"one.html":"index.html"},"a page again")):
-        (tiny/"nbs"/"moved.json").write_text(json.dumps(moved))
-        with pytest.raises(DocsError, match=says): build_docs(tiny, tiny/"_docs")
+    for moved, says in (({"old.html": "gone.html"}, "not there"), ({"one.html": "index.html"}, "a page again")):
+        (tiny / "nbs" / "moved.json").write_text(json.dumps(moved))
+        with pytest.raises(DocsError, match=says):
+            build_docs(tiny, tiny / "_docs")
+
 
 def test_no_checkout(tmp_path):
-    with pytest.raises(DocsError, match="no checkout"): build_docs(tmp_path)
+    with pytest.raises(DocsError, match="no checkout"):
+        build_docs(tmp_path)
+
 
 def test_sources_are_left_alone(tiny):
     def stamps():
         sources = [p for p in tiny.rglob("*") if p.is_file() and "_docs" not in p.parts]
-        return {p:p.read_bytes() for p in sources}
+        return {p: p.read_bytes() for p in sources}
+
     before = stamps()
-    build_docs(tiny, tiny/"_docs")
+    build_docs(tiny, tiny / "_docs")
     assert stamps() == before
+
 
 def test_no_quarto(tiny, monkeypatch):
     monkeypatch.setattr(docs.shutil, "which", lambda name: None)
-    with pytest.raises(DocsError, match="Quarto is not installed"): build_docs(tiny, tiny/"_docs", quarto=True)
+    with pytest.raises(DocsError, match="Quarto is not installed"):
+        build_docs(tiny, tiny / "_docs", quarto=True)
+
 
 def test_preview_serves_and_counts(tiny):
     from urllib.request import urlopen
     from urllib.error import URLError
-    out = build_docs(tiny, tiny/"_docs", reload=True)
-    server,handler = preview_server(out, 0)
+
+    out = build_docs(tiny, tiny / "_docs", reload=True)
+    server, handler = preview_server(out, 0)
     try:
         at = f"http://127.0.0.1:{server.server_address[1]}"
         assert b"__smalldocs__/version" in urlopen(f"{at}/one.html").read()
         before = int(urlopen(f"{at}/__smalldocs__/version").read())
         handler.version += 1
-        assert int(urlopen(f"{at}/__smalldocs__/version").read()) == before+1
-    finally: server.shutdown()
+        assert int(urlopen(f"{at}/__smalldocs__/version").read()) == before + 1
+    finally:
+        server.shutdown()
+
 
 # The whole site, as files
+
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     "The site of this checkout; building it checks every link and anchor"
-    return build_docs(ROOT, tmp_path_factory.mktemp("site")/"_docs")
+    return build_docs(ROOT, tmp_path_factory.mktemp("site") / "_docs")
 
-MOVED = json.loads((ROOT/"nbs"/"moved.json").read_text())
-PAGES = sorted([page_name(p)+".html" for p in (ROOT/"nbs").rglob("[!_.]*.ipynb")] + ["changelog.html","citation.html"])
+
+MOVED = json.loads((ROOT / "nbs" / "moved.json").read_text())
+PAGES = sorted(
+    [page_name(p) + ".html" for p in (ROOT / "nbs").rglob("[!_.]*.ipynb")] + ["changelog.html", "citation.html"]
+)
+
 
 def test_every_notebook_is_a_page(site):
-    assert sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html")) == sorted([*PAGES,*MOVED])
-    home = (site/"index.html").read_text()
+    assert sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html")) == sorted([*PAGES, *MOVED])
+    home = (site / "index.html").read_text()
     assert [p for p in PAGES if f'href="{p}"' not in home and not p.startswith("index")] == []
 
-def test_links_and_anchors(site): assert link_faults(site) == []
+
+def test_links_and_anchors(site):
+    assert link_faults(site) == []
+
 
 def test_every_symbol_has_its_place(site):
     index = symbol_index(read_modidx(ROOT))
-    ids = {p:set(re.findall(r'\bid="([^"]+)"',(site/p).read_text())) for p in PAGES}
-    missing = {a for a in index.values() if a.split("#")[1] not in ids.get(a.split("#")[0],())}
+    ids = {p: set(re.findall(r'\bid="([^"]+)"', (site / p).read_text())) for p in PAGES}
+    missing = {a for a in index.values() if a.split("#")[1] not in ids.get(a.split("#")[0], ())}
     assert len(index) > 200 and not missing
+
 
 def test_no_raw_formula_is_left(site):
     for p in PAGES:
-        text = re.sub(r"<(script|pre|code)\b.*?</\1>","",(site/p).read_text(),flags=re.S)
-        assert not re.search(r"\\[(\[]|\$\$|\\(frac|sum|lVert)",text), p
+        text = re.sub(r"<(script|pre|code)\b.*?</\1>", "", (site / p).read_text(), flags=re.S)
+        assert not re.search(r"\\[(\[]|\$\$|\\(frac|sum|lVert)", text), p
+
 
 def weight(page):
     "Bytes that a browser reads for a page: itself, what it loads, and Vega where it draws"
     parsed = PageLinks(page.read_text())
-    files = {(page.parent/a).resolve() for a in parsed.loads if not a.startswith("data:")}
-    vega = page.parent/vega_file
-    if "th-chart" in page.read_text(): files.add(vega)
-    return sum(f.stat().st_size for f in [page,*files])
+    files = {(page.parent / a).resolve() for a in parsed.loads if not a.startswith("data:")}
+    vega = page.parent / vega_file
+    if "th-chart" in page.read_text():
+        files.add(vega)
+    return sum(f.stat().st_size for f in [page, *files])
+
 
 def test_no_page_is_heavy(site):
-    sizes = {p:weight(site/p) for p in PAGES if "/" not in p}
-    assert max(sizes.values()) < 3_000_000, max(sizes,key=sizes.get)
+    sizes = {p: weight(site / p) for p in PAGES if "/" not in p}
+    assert max(sizes.values()) < 3_000_000, max(sizes, key=sizes.get)
+
 
 def test_vega_is_there_once(site):
-    big = [p for p in site.rglob("*.js") if p.stat().st_size>600_000 and p.name!="search.js"]
-    assert big == [site/vega_file]
-    assert not any("cdn.jsdelivr" in re.sub(r"<pre.*?</pre>","",(site/p).read_text(),flags=re.S) for p in PAGES)
+    big = [p for p in site.rglob("*.js") if p.stat().st_size > 600_000 and p.name != "search.js"]
+    assert big == [site / vega_file]
+    assert not any("cdn.jsdelivr" in re.sub(r"<pre.*?</pre>", "", (site / p).read_text(), flags=re.S) for p in PAGES)
+
 
 # Every page in a browser
+
 
 @pytest.fixture(scope="session")
 def server(site):
     "Address of the site on a plain file server"
-    with served(site) as at: yield at
+    with served(site) as at:
+        yield at
 
-OURS = "http://127.0.0.1","file:","data:","blob:"
+
+OURS = "http://127.0.0.1", "file:", "data:", "blob:"
+
 
 @pytest.fixture(scope="session")
 def tab(chrome):
     "One tab for each view; `seen` collects what it complains about and what it asks for"
     tabs = {}
-    for view,(width,scheme) in VIEWS.items():
-        t = tabs[view] = chrome.new_page(viewport=dict(width=width,height=900),color_scheme=scheme)
+    for view, (width, scheme) in VIEWS.items():
+        t = tabs[view] = chrome.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
         t.seen = []
-        t.on("console", lambda m,t=t: m.type in ("error","warning") and t.seen.append(f"{m.type}: {m.text}"))
-        t.on("pageerror", lambda e,t=t: t.seen.append(f"exception: {e}"))
-        t.on("request", lambda r,t=t: r.url.startswith(OURS) or t.seen.append(f"asks for {r.url}"))
-        t.on("requestfailed", lambda r,t=t: t.seen.append(f"failed: {r.url}"))
+        t.on("console", lambda m, t=t: m.type in ("error", "warning") and t.seen.append(f"{m.type}: {m.text}"))
+        t.on("pageerror", lambda e, t=t: t.seen.append(f"exception: {e}"))
+        t.on("request", lambda r, t=t: r.url.startswith(OURS) or t.seen.append(f"asks for {r.url}"))
+        t.on("requestfailed", lambda r, t=t: t.seen.append(f"failed: {r.url}"))
     return tabs
+
 
 def opened(tab, address):
     "The page in a tab, all charts drawn"
@@ -293,77 +390,94 @@ def opened(tab, address):
     settled(tab)
     return tab
 
+
 @pytest.fixture(scope="session")
 def axe():
     "Source of axe-core, from the package that carries it"
     spec = find_spec("axe_playwright_python")
-    if not spec: pytest.skip("axe_playwright_python is not installed; `make setup` installs it")
-    return (Path(spec.origin).parent/"axe.min.js").read_text()
+    if not spec:
+        pytest.skip("axe_playwright_python is not installed; `make setup` installs it")
+    return (Path(spec.origin).parent / "axe.min.js").read_text()
 
-SCRIPT = (ROOT/"tests"/"pages.js").read_text()
+
+SCRIPT = (ROOT / "tests" / "pages.js").read_text()
+
 
 def asked(of, name, *args):
     "What a function of pages.js answers about a page or a chart"
-    if not hasattr(of, "goto"): return of.evaluate(f"(chart, more) => {SCRIPT}.{name}(chart, ...more)", list(args))
+    if not hasattr(of, "goto"):
+        return of.evaluate(f"(chart, more) => {SCRIPT}.{name}(chart, ...more)", list(args))
     return of.evaluate(f"more => {SCRIPT}.{name}(...more)", list(args))
+
 
 def serious(tab, axe, *rules):
     "What axe calls serious or critical, by all its rules or by those named"
     tab.evaluate(axe)
     asked(tab, "markAlike")
-    return [(i,rule,nodes[:4]) for i,rule,nodes in asked(tab, "violations", *rules) if i in ("serious","critical")]
+    return [(i, rule, nodes[:4]) for i, rule, nodes in asked(tab, "violations", *rules) if i in ("serious", "critical")]
+
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_light(server, tab, axe, page):
     "On a server, light: no complaint, nothing from outside, charts with marks and words, no serious fault"
     t = opened(tab["light"], f"{server}/{page}")
-    assert [c for c in asked(t, "charts") if not (c["marks"] and c["said"]>10)] == []
+    assert [c for c in asked(t, "charts") if not (c["marks"] and c["said"] > 10)] == []
     assert t.seen == [] and serious(t, axe) == []
+
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_dark(site, tab, axe, page):
     "From a folder, dark: no complaint, and text that can be read; the rest of axe's rules ask nothing of colours"
-    t = opened(tab["dark"], (site/page).as_uri())
+    t = opened(tab["dark"], (site / page).as_uri())
     assert asked(t, "isDark")
     assert t.seen == [] and serious(t, axe, "color-contrast") == []
+
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_narrow(site, tab, page):
     "On a telephone's width: nothing sticks out of the page, and no chart out of its place"
-    t = opened(tab["narrow"], (site/page).as_uri())
+    t = opened(tab["narrow"], (site / page).as_uri())
     assert t.evaluate("document.documentElement.scrollWidth") <= 391
-    assert [c for c in asked(t, "charts") if c["wide"]>1] == [] and t.seen == []
+    assert [c for c in asked(t, "charts") if c["wide"] > 1] == [] and t.seen == []
+
 
 # Charts that answer
 
+
 def has_charts(name):
     "Does the notebook of a page store a chart?"
-    return any("vegalite" in p.read_text() for p in (ROOT/"nbs").rglob("*.ipynb") if page_name(p)+".html"==name)
+    return any("vegalite" in p.read_text() for p in (ROOT / "nbs").rglob("*.ipynb") if page_name(p) + ".html" == name)
+
 
 MARKS = "svg .role-mark:not(.mark-group) > path, svg .role-mark:not(.mark-group) > line, svg .role-mark > text"
 
 LEGEND = "svg .role-legend-symbol path, svg .role-legend-label text"
 
+
 def hovered(t, chart):
     "Does a mark of the chart tell about itself under the mouse?"
-    for x,y in asked(chart, "spots", MARKS):
+    for x, y in asked(chart, "spots", MARKS):
         t.mouse.move(x, y)
-        t.mouse.move(x+.5, y+.5)
-        if asked(t, "tooltip"): return True
+        t.mouse.move(x + 0.5, y + 0.5)
+        if asked(t, "tooltip"):
+            return True
     return False
+
 
 def answers(t, chart, how):
     "Does the chart look different after a click on a mark, a click in the legend, or a turn of its control?"
     before = asked(chart, "drawn")
-    if how=="control":
+    if how == "control":
         asked(chart, "turn")
         t.wait_for_timeout(150)
-        return asked(chart, "drawn")!=before
-    for x,y in asked(chart, "spots", LEGEND if how=="legend" else MARKS):
+        return asked(chart, "drawn") != before
+    for x, y in asked(chart, "spots", LEGEND if how == "legend" else MARKS):
         t.mouse.click(x, y)
         t.wait_for_timeout(60)
-        if asked(chart, "drawn")!=before: return True
+        if asked(chart, "drawn") != before:
+            return True
     return False
+
 
 @pytest.mark.parametrize("page", [p for p in PAGES if has_charts(p)])
 def test_charts_answer(server, tab, page):
@@ -372,81 +486,106 @@ def test_charts_answer(server, tab, page):
     silent = []
     for chart in t.query_selector_all(".th-chart"):
         name = chart.get_attribute("id")
-        if not hovered(t, chart): silent.append(f"{name}: no tooltip")
+        if not hovered(t, chart):
+            silent.append(f"{name}: no tooltip")
         for p in asked(chart, "promises"):
-            if p["how"]=="interval" or answers(t, chart, p["how"]): continue
+            if p["how"] == "interval" or answers(t, chart, p["how"]):
+                continue
             silent.append(f"{name}: {p['name']} ({p['how']}) changes nothing")
     assert silent == [] and t.seen == []
 
+
 PANELS = {
-    "layer":lambda p: p,
-    "facet":lambda p: p.facet("k:N",columns=3),
-    "row of panels":lambda p: p|p|p,
-    "row of unlike panels":lambda p: p|p.properties(width=150),
-    "grid":lambda p: (p|p)&(p|p),
-    "facet by column":lambda p: p.facet(column="k:N"),
-    "long labels":lambda p: p.encode(y="long:N"),
+    "layer": lambda p: p,
+    "facet": lambda p: p.facet("k:N", columns=3),
+    "row of panels": lambda p: p | p | p,
+    "row of unlike panels": lambda p: p | p.properties(width=150),
+    "grid": lambda p: (p | p) & (p | p),
+    "facet by column": lambda p: p.facet(column="k:N"),
+    "long labels": lambda p: p.encode(y="long:N"),
 }
+
 
 def test_panels_find_their_place(chrome, site, tmp_path):
     "Whatever way panels are put together, a narrow page shows all of it, and a wide one keeps them beside each other"
     import altair as alt, pandas as pd
     from talking_heads.base.vega import chart_html
-    label = "a very long label of a row "*2
-    rows = [dict(x=i,y=i%3,k=f"panel {k}",long=f"{label}{i}") for k in range(3) for i in range(5)]
+
+    label = "a very long label of a row " * 2
+    rows = [dict(x=i, y=i % 3, k=f"panel {k}", long=f"{label}{i}") for k in range(3) for i in range(5)]
     df = pd.DataFrame(rows)
-    base = alt.Chart(df,width=300,height=60).mark_point().encode(x="x:Q",y="y:Q",tooltip="x:Q")
-    for name,make in PANELS.items():
-        (tmp_path/"a.html").write_text(f"<body>{chart_html(make(base).to_dict(),[(site/vega_file).as_uri()])}</body>")
-        for width in (390,1400):
-            t = chrome.new_page(viewport=dict(width=width,height=900))
-            t.goto((tmp_path/"a.html").as_uri())
+    base = alt.Chart(df, width=300, height=60).mark_point().encode(x="x:Q", y="y:Q", tooltip="x:Q")
+    for name, make in PANELS.items():
+        (tmp_path / "a.html").write_text(
+            f"<body>{chart_html(make(base).to_dict(), [(site / vega_file).as_uri()])}</body>"
+        )
+        for width in (390, 1400):
+            t = chrome.new_page(viewport=dict(width=width, height=900))
+            t.goto((tmp_path / "a.html").as_uri())
             settled(t)
-            wide,tall = asked(t.query_selector(".th-chart"), "size")
+            wide, tall = asked(t.query_selector(".th-chart"), "size")
             t.close()
-            assert wide<=1, (name,width)
-            if name in ("facet","row of panels"): assert (tall>200)==(width==390), (name,width,tall)
+            assert wide <= 1, (name, width)
+            if name in ("facet", "row of panels"):
+                assert (tall > 200) == (width == 390), (name, width, tall)
+
 
 def test_costs_of_a_page(chrome, site):
     "A page with charts loads Vega once, and another page takes it from the cache"
-    rows = page_costs(site,["index.html","glossary.html"],1)
-    home,words = rows
-    assert home["vega_loads"]==1 and home["charts"]>=1 and home["vega_again"]<2000 and 0<home["ready"]<=home["drawn"]
-    assert words["vega_loads"]==words["charts"]==0 and 1e5<words["bytes"]<home["bytes"]<3e6
+    rows = page_costs(site, ["index.html", "glossary.html"], 1)
+    home, words = rows
+    assert (
+        home["vega_loads"] == 1
+        and home["charts"] >= 1
+        and home["vega_again"] < 2000
+        and 0 < home["ready"] <= home["drawn"]
+    )
+    assert words["vega_loads"] == words["charts"] == 0 and 1e5 < words["bytes"] < home["bytes"] < 3e6
+
 
 def test_moved_page_leads_on(tab, tmp_path):
     "An old address leads to the new one, and to the same place on it, from a folder"
-    (tmp_path/"new.html").write_text("<p id='x'>here</p>")
-    put_signs(tmp_path, {"old.html":"new.html"})
-    tab["light"].goto((tmp_path/"old.html").as_uri()+"#x")
-    tab["light"].wait_for_url((tmp_path/"new.html").as_uri()+"#x")
+    (tmp_path / "new.html").write_text("<p id='x'>here</p>")
+    put_signs(tmp_path, {"old.html": "new.html"})
+    tab["light"].goto((tmp_path / "old.html").as_uri() + "#x")
+    tab["light"].wait_for_url((tmp_path / "new.html").as_uri() + "#x")
+
 
 def test_screenshots(chrome, tmp_path):
     "One picture for each page and view"
-    (tmp_path/"site"/"runs").mkdir(parents=True)
-    for name in ("index","runs/toy"): (tmp_path/"site"/f"{name}.html").write_text("<p>here</p>")
-    with ThreadPoolExecutor(1) as own: # `chrome` already drives a browser in this thread
-        shots = own.submit(take_screenshots, tmp_path/"site", tmp_path/"shots").result()
-    assert sorted(p.name for p in shots) == sorted(f"{n}-{v}.png" for n in ("index","runs-toy") for v in VIEWS)
+    (tmp_path / "site" / "runs").mkdir(parents=True)
+    for name in ("index", "runs/toy"):
+        (tmp_path / "site" / f"{name}.html").write_text("<p>here</p>")
+    with ThreadPoolExecutor(1) as own:  # `chrome` already drives a browser in this thread
+        shots = own.submit(take_screenshots, tmp_path / "site", tmp_path / "shots").result()
+    assert sorted(p.name for p in shots) == sorted(f"{n}-{v}.png" for n in ("index", "runs-toy") for v in VIEWS)
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in shots)
+
 
 # Search, and the switch between light and dark
 
-@pytest.mark.parametrize("words, where, said", [("find_channels","channels.html#find_channels","find_channels"),
-                                                ("grouped queries share","architectures.html","Architectures")])
-@pytest.mark.parametrize("way", ["server","folder"])
+
+@pytest.mark.parametrize(
+    "words, where, said",
+    [
+        ("find_channels", "channels.html#find_channels", "find_channels"),
+        ("grouped queries share", "architectures.html", "Architectures"),
+    ],
+)
+@pytest.mark.parametrize("way", ["server", "folder"])
 def test_search(site, server, tab, way, words, where, said):
     "A symbol and a phrase are found, and the result leads there, from a server and from a folder"
-    t = opened(tab["light"], f"{server}/core.html" if way=="server" else (site/"core.html").as_uri())
+    t = opened(tab["light"], f"{server}/core.html" if way == "server" else (site / "core.html").as_uri())
     t.fill(".smalldocs-search input", words)
     t.wait_for_selector(".search-result")
     found = t.query_selector_all(".search-result")
-    hits = [(r.get_attribute("href").replace("./",""),r.text_content()) for r in found]
-    hit = next((i for i,(href,_) in enumerate(hits) if href.startswith(where)), None)
+    hits = [(r.get_attribute("href").replace("./", ""), r.text_content()) for r in found]
+    hit = next((i for i, (href, _) in enumerate(hits) if href.startswith(where)), None)
     assert hit is not None and said in hits[hit][1], hits
     t.click(f".search-result >> nth={hit}")
     t.wait_for_url(f"**/{where.split('#')[0]}*")
-    assert [s for s in t.seen if not s.startswith("failed: ")] == [] # a page that is left stops loading
+    assert [s for s in t.seen if not s.startswith("failed: ")] == []  # a page that is left stops loading
+
 
 def test_switch_to_dark(server, tab):
     "The switch turns page and charts dark, and the next page keeps it"
@@ -459,6 +598,7 @@ def test_switch_to_dark(server, tab):
     assert t.evaluate("document.documentElement.classList.contains('quarto-dark')")
     t.evaluate("localStorage.clear()")
 
+
 def test_menus_on_a_telephone(server, tab):
     "The list of chapters and the search box open on a narrow window"
     t = opened(tab["narrow"], f"{server}/core.html")
@@ -470,6 +610,7 @@ def test_menus_on_a_telephone(server, tab):
     t.wait_for_selector(".smalldocs-search input")
     assert t.evaluate("document.documentElement.scrollWidth") <= 391
 
+
 def test_keyboard_reaches_the_content(server, tab):
     "Tab goes from link to link and shows where it is"
     t = opened(tab["light"], f"{server}/core.html")
@@ -477,4 +618,4 @@ def test_keyboard_reaches_the_content(server, tab):
     for _ in range(12):
         t.keyboard.press("Tab")
         seen.append(asked(t, "focused"))
-    assert sum(tag=="A" for tag,_ in seen) >= 6 and all(look!="nonenone" for _,look in seen)
+    assert sum(tag == "A" for tag, _ in seen) >= 6 and all(look != "nonenone" for _, look in seen)

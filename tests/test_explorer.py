@@ -1,4 +1,5 @@
 "The explorer's tables against slower ways to the same numbers"
+
 import json
 
 import pandas as pd
@@ -13,64 +14,90 @@ from talking_heads.hooks import load_model, readout, task_args
 from talking_heads.interventions import active_edits, component_edit
 from talking_heads.svd import attention_weights
 
-@pytest.fixture(scope="module")
-def toy(): return load_model("toy", device="cpu")
 
 @pytest.fixture(scope="module")
-def scores(): return compose(attention_weights("toy"),"Q")
+def toy():
+    return load_model("toy", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return compose(attention_weights("toy"), "Q")
+
 
 def test_frames_hold_the_loudest(scores):
-    "Of every head: the components with the largest z over all readers, and the readers with the largest z over its components, by brute force"
-    parts,readers = writer_frames(scores,keep=3)
-    every = pd.concat([scores.ranking(f"{l}.{h}") for l in (1,2) for h in range(8)])
-    every["name"] = every.src.str.rsplit(".",n=1).str[0]
-    assert set(parts.name)==set(every.name)
-    for frame,key in ((parts,"src"),(readers,"dst")):
-        for name,mine in frame.groupby("name"):
-            best = every[every.name==name].groupby(key).z.max().nlargest(3)
-            assert mine.z.to_numpy()==pytest.approx(best.to_numpy(),rel=1e-4) and len(mine)==len(best)
-    full = every.set_index(["src","dst"])
-    for r in pd.concat([parts,readers]).to_dict("records"):
-        row = full.loc[(r["component"],r["reader"])]
-        assert r["rank"]==row["rank"] and r["score"]==pytest.approx(row.score,abs=1e-6)
+    """Of every head: the components with the largest z over all readers,
+    and the readers with the largest z over its components, by brute force"""
+    parts, readers = writer_frames(scores, keep=3)
+    every = pd.concat([scores.ranking(f"{l}.{h}") for l in (1, 2) for h in range(8)])
+    every["name"] = every.src.str.rsplit(".", n=1).str[0]
+    assert set(parts.name) == set(every.name)
+    for frame, key in ((parts, "src"), (readers, "dst")):
+        for name, mine in frame.groupby("name"):
+            best = every[every.name == name].groupby(key).z.max().nlargest(3)
+            assert mine.z.to_numpy() == pytest.approx(best.to_numpy(), rel=1e-4) and len(mine) == len(best)
+    full = every.set_index(["src", "dst"])
+    for r in pd.concat([parts, readers]).to_dict("records"):
+        row = full.loc[(r["component"], r["reader"])]
+        assert r["rank"] == row["rank"] and r["score"] == pytest.approx(row.score, abs=1e-6)
+
 
 def test_looks_are_attention(toy):
     "Attention of a head sums to one, and at a role's position it is what `readout` reads"
-    p = ioi(**task_args(toy),n=2,seed=5)
-    seen,r = looks(toy,p[0]),readout(toy,p[:1])
-    assert seen.groupby("name").attention.sum().to_numpy()==pytest.approx(1,abs=1e-4) and len(seen)==24*len(p[0].tokens)
-    for i,role in enumerate(("IO","S1","S2")):
-        at = seen[seen.pos==p[0].roles[role]].set_index("name").attention
+    p = ioi(**task_args(toy), n=2, seed=5)
+    seen, r = looks(toy, p[0]), readout(toy, p[:1])
+    assert seen.groupby("name").attention.sum().to_numpy() == pytest.approx(1, abs=1e-4) and len(seen) == 24 * len(
+        p[0].tokens
+    )
+    for i, role in enumerate(("IO", "S1", "S2")):
+        at = seen[seen.pos == p[0].roles[role]].set_index("name").attention
         for l in range(3):
-            for h in range(8): assert at[f"{l}.{h}"]==pytest.approx(float(r.attention[0,l,h,i]),abs=1e-5)
+            for h in range(8):
+                assert at[f"{l}.{h}"] == pytest.approx(float(r.attention[0, l, h, i]), abs=1e-5)
+
 
 def test_explorer_knows_the_circuit(toy, scores):
     "In the toy the heads that were built in are the loudest"
-    chart = explore_heads(toy,scores,ioi(**task_args(toy),n=1)[0],{"1.0":"inhibition","1.1":"inhibition"})
+    chart = explore_heads(toy, scores, ioi(**task_args(toy), n=1)[0], {"1.0": "inhibition", "1.1": "inhibition"})
     assert "1.1 (inhibition), 1.1.0" in chart.description and "Map of 16 heads" in chart.description
 
+
 def test_study_is_what_a_run_by_hand_says(toy, tmp_path):
-    "Rows are accuracies of whole-weight runs on the same prompts; what was done is kept, other settings start again; the model is left as it was"
-    edit = component_edit(toy,["1.0.0","1.0.1","1.1.0","1.1.1"])
+    """Rows are accuracies of whole-weight runs on the same prompts;
+    what was done is kept, other settings start again; the model is left as it was"""
+    edit = component_edit(toy, ["1.0.0", "1.0.1", "1.1.0", "1.1.1"])
     before = [p.clone() for p in toy.original_model.parameters()]
-    path = lists_study(toy,edit,sizes=(3,),per_place=3,path=tmp_path/"t.json")
+    path = lists_study(toy, edit, sizes=(3,), per_place=3, path=tmp_path / "t.json")
     rows = pd.DataFrame(json.loads(path.read_text())["rows"])
-    p = laundry_list(**task_args(toy),n_items=3,n=9,template="bag",seed=3000)
+    p = laundry_list(**task_args(toy), n_items=3, n=9, template="bag", seed=3000)
     edit.apply(toy)
-    by_hand = prompt_scores(readout(toy,p,())).groupby("position").top1.mean()
+    by_hand = prompt_scores(readout(toy, p, ())).groupby("position").top1.mean()
     edit.undo(toy)
-    mine = rows[(rows.template=="bag")&(rows.edit=="on")&(rows.measure=="over the vocabulary")].set_index("position")["mean"]
-    assert mine.to_dict()==by_hand.to_dict()
-    assert all(torch.equal(a,b) for a,b in zip(before,toy.original_model.parameters())) and not active_edits(toy)
+    mine = rows[(rows.template == "bag") & (rows.edit == "on") & (rows.measure == "over the vocabulary")].set_index(
+        "position"
+    )["mean"]
+    assert mine.to_dict() == by_hand.to_dict()
+    assert all(torch.equal(a, b) for a, b in zip(before, toy.original_model.parameters())) and not active_edits(toy)
     stamp = path.read_bytes()
-    assert lists_study(toy,edit,sizes=(3,),per_place=3,path=path).read_bytes()==stamp
-    lists_study(toy,component_edit(toy,"1.0.0"),sizes=(2,),per_place=1,path=path)
-    assert {r["n_items"] for r in json.loads(path.read_text())["rows"]}=={2}
+    assert lists_study(toy, edit, sizes=(3,), per_place=3, path=path).read_bytes() == stamp
+    lists_study(toy, component_edit(toy, "1.0.0"), sizes=(2,), per_place=1, path=path)
+    assert {r["n_items"] for r in json.loads(path.read_text())["rows"]} == {2}
+
 
 def test_stored_table_is_whole():
     "Every length, wording, place and measure, without and with the edit, with its provenance"
     t = stored_lists()
     rows = pd.DataFrame(t["rows"])
-    assert len(t["sha256"])==64 and len(t["edit"]["components"]["name"])==64
-    assert (rows.groupby(["n_items","template","measure","edit"]).position.nunique().reset_index().eval("position==n_items")).all()
-    assert len(rows)==(3+5+8)*5*2*2 and (rows.n==t["per_place"]).all() and (rows.low<=rows["mean"]).all() and (rows["mean"]<=rows.high).all()
+    assert len(t["sha256"]) == 64 and len(t["edit"]["components"]["name"]) == 64
+    assert (
+        rows.groupby(["n_items", "template", "measure", "edit"])
+        .position.nunique()
+        .reset_index()
+        .eval("position==n_items")
+    ).all()
+    assert (
+        len(rows) == (3 + 5 + 8) * 5 * 2 * 2
+        and (rows.n == t["per_place"]).all()
+        and (rows.low <= rows["mean"]).all()
+        and (rows["mean"] <= rows.high).all()
+    )

@@ -380,7 +380,7 @@ def notebook(folder, *cells):
     "A notebook with the parameters of the paper that every run gets"
     code = lambda s, tags=(): dict(
         cell_type="code",
-        id=f"c{abs(hash(s))%10**8}",
+        id=f"c{abs(hash(s)) % 10**8}",
         metadata=dict(tags=list(tags)),
         source=s,
         outputs=[],
@@ -491,9 +491,11 @@ def test_interrupted_at_any_moment(tmp_path, moment, sig, resume):
     nb, out = notebook(tmp_path / "nb", steps), tmp_path / "out"
     p = python(drive, nb, out, moment)
     until(
-        lambda: (out / "pid").exists()
-        and (out / "pid").read_text()
-        and (moment == "before" or (out / "tables" / "seconds.json").exists())
+        lambda: (
+            (out / "pid").exists()
+            and (out / "pid").read_text()
+            and (moment == "before" or (out / "tables" / "seconds.json").exists())
+        )
     )
     pid = int((out / "pid").read_text())
     with pytest.raises(InUseError):

@@ -1,4 +1,5 @@
 "The embedded model: what is known about it must come out, with nothing in the code knowing it"
+
 import re
 from pathlib import Path
 
@@ -13,41 +14,54 @@ from talking_heads.circuits.finding import *
 
 pytestmark = pytest.mark.slow
 
-@pytest.fixture(scope="module")
-def model(): return load_model("smollm2", device="cpu")
 
 @pytest.fixture(scope="module")
-def prompts(model): return ioi(**task_args(model), n=210)
+def model():
+    return load_model("smollm2", device="cpu")
+
 
 @pytest.fixture(scope="module")
-def r(model, prompts): return readout(model, prompts)
+def prompts(model):
+    return ioi(**task_args(model), n=210)
+
+
+@pytest.fixture(scope="module")
+def r(model, prompts):
+    return readout(model, prompts)
+
 
 def test_ioi(r):
     df = prompt_scores(r)
-    assert df.correct.mean() >= .95 and 3.5 <= df.logit_diff.mean() <= 6.5
+    assert df.correct.mean() >= 0.95 and 3.5 <= df.logit_diff.mean() <= 6.5
+
 
 @pytest.fixture(scope="module")
 def called(model, prompts, r):
     heads = find_heads(model, prompts, r=r, n_ablate=60)
     return lambda c: heads[(heads.cls == c) & heads.called].sort_values("score", ascending=False).name.tolist()
 
+
 def test_heads(called):
     assert {"23.0", "23.1", "23.2", "23.7"} <= set(called("mover")) and "24.4" in called("negative_mover")
     assert called("inhibition")[0] == "20.0" and "19.2" in called("inhibition")[:4]
 
+
 def test_no_head_is_named_in_the_code():
     "Only `detection` lists heads: the edges that methods are judged against, never what a method reads"
-    for f in (Path(__file__).parents[1]/"talking_heads").rglob("*.py"):
-        if f.name == "detection.py": continue
+    for f in (Path(__file__).parents[1] / "talking_heads").rglob("*.py"):
+        if f.name == "detection.py":
+            continue
         code = re.sub(r"#.*", "", f.read_text())
         assert not re.search(r"\b(23\.[01237]|20\.0|19\.2|24\.4)\b", code), f
 
-@pytest.mark.parametrize("n_items,known", [(2, 1.), (3, .95), (5, .56), (8, .34)])
+
+@pytest.mark.parametrize("n_items,known", [(2, 1.0), (3, 0.95), (5, 0.56), (8, 0.34)])
 def test_lists_fail_as_known(model, n_items, known):
     "Within 6 points of an independent measurement, or as near as our own interval can tell"
     df = prompt_scores(readout(model, laundry_list(**task_args(model), n_items=n_items, n=240), to=()))
     i = interval(torch.tensor(df.correct.to_numpy()))
-    assert i["low"]-.06 <= known <= i["high"]+.06
+    assert i["low"] - 0.06 <= known <= i["high"] + 0.06
+
 
 def test_gqa_inhibition_by_hand(model, prompts):
     "The sweep's first head, silenced by a hand-written hook on the plain projection"
@@ -55,11 +69,16 @@ def test_gqa_inhibition_by_hand(model, prompts):
     fast = ablation_sweep(model, few, ["23.0"])
     mean = readout(model, few).z[:, 20, 0].mean(0)
     o = model.original_model.model.layers[20].self_attn.o_proj
+
     def hook(mod, args):
-        z = args[0].clone(); z.view(len(z), z.shape[1], 9, 64)[:, -1, 0] = mean
+        z = args[0].clone()
+        z.view(len(z), z.shape[1], 9, 64)[:, -1, 0] = mean
         return (z,)
+
     target = getattr(o, "original_component", o)
     handle = target.register_forward_pre_hook(hook)
-    try: slow = readout(model, few).attention[:, 23, 0]
-    finally: handle.remove()
+    try:
+        slow = readout(model, few).attention[:, 23, 0]
+    finally:
+        handle.remove()
     torch.testing.assert_close(fast[:, 20, 0, 0], slow, atol=1e-4, rtol=1e-4)

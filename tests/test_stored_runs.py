@@ -1,4 +1,5 @@
 "Stored runs: whole, valid, made by the current code or said to be stale"
+
 import json
 import warnings
 from dataclasses import asdict
@@ -12,55 +13,76 @@ from talking_heads.base.store import *
 from talking_heads.paper.settings import paper_presets, paper_settings
 
 root = Path(__file__).resolve().parent.parent
-stored = sorted((root/"nbs"/"paper"/"runs").glob("*.json"))
+stored = sorted((root / "nbs" / "paper" / "runs").glob("*.json"))
 
-def test_there_are_runs(): assert {p.stem for p in stored} >= {"gpt2_weights", "smollm2", "toy"}
+
+def test_there_are_runs():
+    assert {p.stem for p in stored} >= {"gpt2_weights", "smollm2", "toy"}
+
 
 @pytest.mark.parametrize("path", stored, ids=lambda p: p.stem)
 def test_stored_run(path):
     s = json.loads(path.read_text(encoding="utf-8"))
     r = check_results(s["results"])
-    assert [v["verdict"] for v in r["verdicts"]] == [v.verdict for v in judge_claims(r)], "verdicts do not follow from the stored numbers"
+    assert [v["verdict"] for v in r["verdicts"]] == [v.verdict for v in judge_claims(r)], (
+        "verdicts do not follow from the stored numbers"
+    )
     nb = json.loads(path.with_suffix(".ipynb").read_text(encoding="utf-8"))
-    assert not [o for c in nb["cells"] for o in c.get("outputs", []) if o["output_type"] == "error" or o.get("name") == "stderr"]
-    if s["code"] != code_behind(root/"nbs"/"paper"/s["notebook"]):
-        warnings.warn(f"The stored run {path.stem} is stale: it was made by other code. Run it again with th_paper and tools/store_run.py.")
+    assert not [
+        o for c in nb["cells"] for o in c.get("outputs", []) if o["output_type"] == "error" or o.get("name") == "stderr"
+    ]
+    if s["code"] != code_behind(root / "nbs" / "paper" / s["notebook"]):
+        warnings.warn(
+            f"The stored run {path.stem} is stale: it was made by other code. "
+            "Run it again with th_paper and tools/store_run.py."
+        )
         pytest.xfail("stale: made by other code")
+
 
 def test_code_behind_sees_what_decides_numbers(tmp_path):
     nb = lambda src: json.dumps(dict(cells=[dict(cell_type="code", source=src, metadata={})]))
-    a, b = tmp_path/"a.ipynb", tmp_path/"b.ipynb"
+    a, b = tmp_path / "a.ipynb", tmp_path / "b.ipynb"
     a.write_text(nb("from talking_heads.weights.nulls import *"))
     b.write_text(nb("from talking_heads.weights.nulls import *\nfrom talking_heads.charts import *"))
     assert len({code_behind(a), code_behind(b)}) == 2 and code_behind(a) == code_behind(a)
 
+
 def test_schema_file_is_what_the_registry_gives():
-    text = (root/"talking_heads"/"assets"/"results.schema.json").read_text(encoding="utf-8")
-    assert json.loads(text) == json.loads(json.dumps(schema)), \
+    text = (root / "talking_heads" / "assets" / "results.schema.json").read_text(encoding="utf-8")
+    assert json.loads(text) == json.loads(json.dumps(schema)), (
         "write json.dumps(schema, indent=1) of talking_heads.paper.sections to talking_heads/assets/results.schema.json"
+    )
+
 
 def test_registry_and_schemas_agree():
     for version, s in schemas.items():
         known = {n for n, o in result_sections.items() if o.since <= version}
-        assert set(s["properties"]) == known|{"schema_version"}
-        assert set(s["required"]) == {n for n in known if version in result_sections[n].required}|{"schema_version"}
+        assert set(s["properties"]) == known | {"schema_version"}
+        assert set(s["required"]) == {n for n in known if version in result_sections[n].required} | {"schema_version"}
     assert all(o.since in schemas and set(o.required) <= set(schemas) for o in result_sections.values())
 
+
 def test_settings_are_the_parameters_of_the_notebook():
-    nb = json.loads((root/"nbs"/"paper"/"paper.ipynb").read_text(encoding="utf-8"))
+    nb = json.loads((root / "nbs" / "paper" / "paper.ipynb").read_text(encoding="utf-8"))
     names = {k: None for k in asdict(paper_presets["full"])}
     scope = {}
     exec("".join(next(c["source"] for c in nb["cells"] if "parameters" in c["metadata"].get("tags", []))), scope)
     assert {k: scope[k] for k in names} == names, "a parameter that a preset sets is None by default"
     for how, preset in paper_presets.items():
         assert paper_settings(how, **names) == preset
-        for k, v in asdict(preset).items(): assert paper_settings(how, **{k: v}) == preset
+        for k, v in asdict(preset).items():
+            assert paper_settings(how, **{k: v}) == preset
 
-def test_comments_do_not_move_a_hash(tmp_path):
+
+def test_comments_and_docstrings_do_not_move_a_hash(tmp_path):
     def written(name, source):
         cells = [dict(cell_type="code", source=source, metadata={})]
-        (tmp_path/name).write_text(json.dumps(dict(cells=cells)))
-        return code_behind(tmp_path/name)
+        (tmp_path / name).write_text(json.dumps(dict(cells=cells)))
+        return code_behind(tmp_path / name)
+
     plain = "from talking_heads.weights.nulls import *\nx = '# 1'"
-    assert written("a.ipynb", plain) == written("b.ipynb", "# first\n"+plain.replace("*", "* # all")+"\n\n")
+    assert written("a.ipynb", plain) == written("b.ipynb", "# first\n" + plain.replace("*", "* # all") + "\n\n")
     assert written("a.ipynb", plain) != written("c.ipynb", plain.replace("# 1", "# 2"))
+    told = 'def f():\n    "One thing"\n    return "One thing"'
+    assert written("d.ipynb", told) == written("e.ipynb", told.replace('"One thing"\n', '"Another"\n'))
+    assert written("d.ipynb", told) != written("f.ipynb", told.replace('return "One', 'return "Another'))

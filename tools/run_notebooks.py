@@ -1,4 +1,5 @@
 "Run notebooks top to bottom and store their outputs, cleaned: `python tools/run_notebooks.py nbs/base/core.ipynb ...`"
+
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from nbdev.clean import clean_nb
 
 from talking_heads.commands import own_kernel
 
+
 def store(nb, path: Path) -> None:
     "Write a notebook clean, whole or not at all"
     part = path.with_name(f".{path.name}.part")
@@ -20,29 +22,43 @@ def store(nb, path: Path) -> None:
     write_nb(clean, part)
     os.replace(part, path)
 
+
 def execute(nb, folder: Path) -> str:
     "Run all cells in `folder`; the reason if they did not get to the end, or were not quiet"
     with own_kernel() as manager:
-        client = NotebookClient(nb, timeout=1800, kernel_manager_class=manager, extra_arguments=["--log-level=40"],
-                                resources={"metadata": {"path": str(folder)}})
-        try: client.execute()
-        except CellExecutionError as e: return f"a cell failed: {e.ename}: {e.evalue}"
-        except DeadKernelError: return "its process died, perhaps for lack of memory"
+        client = NotebookClient(
+            nb,
+            timeout=1800,
+            kernel_manager_class=manager,
+            extra_arguments=["--log-level=40"],
+            resources={"metadata": {"path": str(folder)}},
+        )
+        try:
+            client.execute()
+        except CellExecutionError as e:
+            return f"a cell failed: {e.ename}: {e.evalue}"
+        except DeadKernelError:
+            return "its process died, perhaps for lack of memory"
     noisy = [i for i, c in enumerate(nb.cells) for o in c.get("outputs", []) if o.get("name") == "stderr"]
     return f"cells {noisy} wrote to stderr; a stored notebook must be quiet" if noisy else ""
+
 
 def run(path: Path) -> bool:
     "Execute `path` in its own folder and store it; one that fails is put beside it, and what was stored stays"
     nb, failed = nbformat.read(path, 4), path.with_name(f".{path.stem}.failed.ipynb")
-    try: reason = execute(nb, path.parent)
+    try:
+        reason = execute(nb, path.parent)
     except BaseException:
         store(nb, failed)
         print(f"{path}: interrupted. What was run so far is in {failed}; {path} is as it was.", file=sys.stderr)
         raise
     store(nb, failed if reason else path)
-    if reason: print(f"{path}: {reason}. What was run is in {failed}; {path} is as it was.", file=sys.stderr)
-    else: failed.unlink(missing_ok=True)
+    if reason:
+        print(f"{path}: {reason}. What was run is in {failed}; {path} is as it was.", file=sys.stderr)
+    else:
+        failed.unlink(missing_ok=True)
     return not reason
+
 
 if __name__ == "__main__":
     paths = [Path(p) for p in sys.argv[1:]]
@@ -50,5 +66,7 @@ if __name__ == "__main__":
     own = [p for p in Path("nbs").rglob("[!.]*.ipynb") if not p.is_symlink() and "runs" not in p.parts]
     for p in paths or sorted(own):
         print(p, flush=True)
-        if not run(p): bad.append(p)
-    if bad: sys.exit(f"Not stored: {', '.join(map(str, bad))}")
+        if not run(p):
+            bad.append(p)
+    if bad:
+        sys.exit(f"Not stored: {', '.join(map(str, bad))}")

@@ -23,7 +23,7 @@ from .training import *
 
 # %% ../../nbs/edits/mediation.ipynb #c061
 def _heads_write(model, layer:int, z:Tensor)->Tensor: # (batch pos head d_model)
-    "What each head writes, with the weights as they are"
+    "What each head writes by the weights that the model has now, those of an edit included"
     W_O = model.blocks[layer].attn.W_O.detach()
     return torch.einsum("bphd,hdm->bphm",z.reshape(*z.shape[:2],*W_O.shape[:2]),W_O)
 
@@ -64,8 +64,8 @@ def freezings(model, # from `load_model`
               layer:int, # first layer the edit touches
               head:Head, # inhibition head
               movers:list, # of `Head`
-             )->dict: # name to (heads whose attention, heads whose writes, direction) is frozen
-    "What to freeze, in the order of how much it takes"
+             )->dict: # name to (heads whose attention is frozen, heads whose writes are, along this direction alone)
+    "Six parts to freeze: first along the channel, then attention, last all writes"
     def all_of(layers): return [Head(l,h) for l in layers for h in range(model.cfg.n_heads)]
     v = components(attention_weights(model,"folded"),head.layer).Vh[head.head,0]
     beside,above = all_of(sorted({m.layer for m in movers})),all_of(range(layer,model.cfg.n_layers))

@@ -25,12 +25,12 @@ from .files import *
 def half_width(n:int, # prompts
               )->float: # of the 95% interval of a share, where it is widest
     "How far a share of `n` prompts may be off"
-    return 1.959964/(2*math.sqrt(n+1.959964**2))
+    return 1.959963984540054/(2*math.sqrt(n+1.959963984540054**2))
 
 def rows_needed(half:float, # half width that is wanted, such as .1
                )->int: # prompts
     "How many prompts make a share that sure"
-    return math.ceil((1.959964/(2*half))**2-1.959964**2)
+    return math.ceil((1.959963984540054/(2*half))**2-1.959963984540054**2)
 
 # %% ../../nbs/tasks/file_report.ipynb #r013
 def _credit(marks:list, best)->float: # `marks` of the answer first; a missing one is None

@@ -127,6 +127,7 @@ prompt_columns = ("prompt","answer","wrong","twin","twin_answer","split")
 _taken = {"row","text","length","task","measure","value","share","correct","first","top1","logit_diff","margin",
           "chosen"} # columns of results
 
+# %% ../../nbs/tasks/rows.ipynb #f014b
 def _check_header(header:list, name:str):
     "`TaskError` where a needed column is missing, or a name stands twice or is needed for something else"
     lost = [c for c in prompt_columns[:2] if c not in header]
@@ -140,6 +141,10 @@ def _check_header(header:list, name:str):
     for h in header:
         if h in _taken or not h: raise TaskError(f"The column {h!r} of {name} has "
             f"{'a name that results need for something else' if h else 'no name'}. Rename it.")
+        meant = h.strip().lower().replace(" ","_").removesuffix("s")
+        if h not in prompt_columns and meant in prompt_columns:
+            raise TaskError(f"{name} has the column {h!r}. Is it {meant!r}? Then rename it; if it groups, give it "
+                "another name.")
 
 # %% ../../nbs/tasks/rows.ipynb #f021
 @dataclass(frozen=True)
@@ -296,7 +301,9 @@ def _completed(rows:list, every:list, faults:list)->list[FileRow]:
     for r in rows:
         one = r.wrong[0] if len(r.wrong)==1 else ""
         told = r.twin_answer or by_text.get(r.twin,"") or one if r.twin else ""
-        told = "" if told==r.answer else told
+        if r.twin and told==r.answer:
+            faults.append((r,"twin","has the same right answer as the prompt; change what makes the answer right"))
+            told = ""
         wrong = _with_wrong(r,answers,told)
         out.append(replace(r,wrong=wrong,twin_answer=told))
         if not wrong: faults.append((r,"wrong","is empty, and no wrong word follows from the file; give at least one"))
