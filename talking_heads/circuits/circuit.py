@@ -568,6 +568,7 @@ def curve_chart(f:pd.DataFrame, # from `Circuit.curve`
     said = f"Share explained by the strongest edges, at most {best:.2f}, and by random ones."
     return finish_chart(lines,title,"",said)
 
+# %% ../../nbs/circuits/circuit.ipynb #k053b
 @patch
 def _repr_html_(self:Circuit):
     w = self.writers[self.writers.called]
@@ -615,6 +616,7 @@ def _study_parts(c:Circuit)->dict: # name to rows
     counted = dict(measured=len(c.measured),readers=int(c.measured.reader.nunique()),heads=c._pairs)
     return rows|dict(margins=margins,explained=c.explained(),counted=counted)
 
+# %% ../../nbs/circuits/circuit.ipynb #k064b
 def circuit_study(model, # from `load_model`
                   path:Path, # JSON file, such as `study_file("smollm2_circuit.json")`
                   *,
@@ -637,6 +639,7 @@ def circuit_study(model, # from `load_model`
         write_json(info|dict(parts=parts),path)
     return Path(path)
 
+# %% ../../nbs/circuits/circuit.ipynb #k064c
 def stored_circuit(part:str, # "writers", "edges", "components", "screens", "curve", or another key of `parts`
                    name:str="smollm2", # or "gemma3"
                   ): # a DataFrame where the part is rows, else what is stored

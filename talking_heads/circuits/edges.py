@@ -83,7 +83,7 @@ def _against_others(rec:Recording, which:list)->Contrast:
 # %% ../../nbs/circuits/edges.ipynb #e013
 def contrasts(model, # from `load_model`
               prompts:Prompts,
-              twins:Prompts|None=None, # in the same order, of the same lengths; None: the mean over the others of the batch
+              twins:Prompts|None=None, # in order, of the same lengths; None: the mean over the others of the batch
               size:int=16, # most prompts in one batch
              ): # an iterator over `Contrast`; raises `TaskError` on twins that do not fit
     "Prompts and their twins, run in batches of one length"

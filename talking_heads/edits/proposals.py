@@ -45,7 +45,7 @@ def find_edited_heads(model, # from `load_model`
                        below:int=3, # layers below the median inhibition layer where an edit may begin
                        seed:int=0, # of the prompts
                        task:Task=default_task, # on which heads are found
-                      )->EditedHeads: # raises `ModelError` if the model has no such heads, `TaskError` for an unfit task
+                      )->EditedHeads: # raises `ModelError` if the model has no such heads, `TaskError` for an unfit one
     "Inhibition heads and movers, and the layer from which edits may act"
     direct,write = _class_name(task,"directs"),_class_name(task,"writes")
     f = find_heads(model,task.prompts(**task_args(model),n=n,seed=seed),seed,n_ablate=n,task=task)
