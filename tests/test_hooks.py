@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -82,7 +83,7 @@ def prompts_of(model, n=30):
 
 def test_rows_of_groups_come_back_in_order():
     rows, order = torch.arange(12).view(6, 2), [4, 0, 5, 2, 1, 3]
-    assert torch.equal(in_order([rows[order[:4]], rows[order[4:]]], order), rows)
+    assert torch.equal(in_order([rows[order[:4]], rows[order[4:]]], [order[:4], order[4:]]), rows)
 
 
 def test_bos_follows_the_tokenizer(pair):
@@ -350,7 +351,9 @@ def test_a_planted_mover_is_found(tmp_path):
     orig = H.direct_logit_attribution
     try:
         H.direct_logit_attribution = lambda m, r: dla
-        rows = H._mover_rows(model, Readout(prompts, r.query, r.logits, att, r.roles, r.z, r.scales), 0)
+        writers = [c for c in ioi_classes if c.how == "writes"]
+        made = Readout(prompts, r.query, r.logits, att, r.roles, r.z, r.scales)
+        rows = pd.concat(H._writer_rows(model, made, writers, 0))
     finally:
         H.direct_logit_attribution = orig
     assert rows[(rows.cls == "mover") & rows.called].name.tolist() == ["2.1"]
