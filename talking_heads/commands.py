@@ -627,7 +627,7 @@ def _place(text:str|None):
 
 def _check_trace(text, head, task, n, out)->Path: # the folder
     "What can be refused before a model is looked for"
-    if head is None: raise UsageError("Which head is asked about? Name it: --head 23.0")
+    if head is None: raise UsageError("Which head is asked about? Name it: --head 9.9")
     parse_head(head)
     if (text is None)==(task is None):
         raise UsageError('Give a text, such as "Mary met John. John spoke to", or --task ioi; one of the two.')
@@ -697,7 +697,7 @@ def _trace_task(model, task:str, n:int, head:str, query, key, against, twin, out
 @command
 def th_trace(model:Param("smollm2, a Hugging Face id, or a folder",str),
              text:Param("a prompt; leave it out with --task",str,opt=False,nargs="?")=None,
-             head:Param("the reading head, e.g. 23.0",str)=None,
+             head:Param("the reading head, e.g. 9.9",str)=None,
              from_:Param("where it reads: a word, a position, or END",str)="END",
              to:Param("where it looks: a word, a position or a role; without it, the most attended place but the first "
                       "token. John#2 is the second John",str)=None,

@@ -6,7 +6,7 @@
 __all__ = ['friendly', 'spelled', 'arguments', 'command', 'check_seed', 'check_memory', 'check_modes', 'check_choice']
 
 # %% ../../nbs/base/command_line.ipynb #x003
-import difflib, functools, re, sys
+import difflib, functools, logging, re, sys
 from pathlib import Path
 from fastcore.script import Param, anno_parser
 from .core import *
@@ -21,6 +21,7 @@ def friendly(f):
             print(f"{e}", file=sys.stderr)
             raise SystemExit(1) from None
         except KeyboardInterrupt:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL) # tasks of what was stopped would tell of it at exit
             print("Interrupted.", file=sys.stderr)
             raise SystemExit(130) from None
     return wrapped
