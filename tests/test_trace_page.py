@@ -141,7 +141,7 @@ def test_th_trace(toy, loaded, tmp_path, capsys):
         (dict(from_="Mary", to="drink"), "looks back"),
         (dict(head="0.1"), "first layer"),
         (dict(head="7.1"), "does not exist"),
-        (dict(head=None), "--head 23.0"),
+        (dict(head=None), "--head 9.9"),
         (dict(twin=TEXT + " the"), "do not correspond"),
         (dict(task="ioi"), "one of the two"),
         (dict(text=None, task="ioi"), "Which place"),
