@@ -462,7 +462,7 @@ def _mlp(rec:Recording, layer:int, pos:Tensor, x:Tensor, at:Tensor)->Tensor: # x
     block = rec.model.blocks[layer]
     before,after = block._modules.get("ln2"),block._modules.get("ln2_post")
     if before is not None:
-        x = fixed_norm(before,x,_norm_scale(before,at))
+        x = fixed_norm(before,x,norm_scale(before,at))
         bias = getattr(before,"bias",None)
         if bias is not None: x = x+bias.detach().float().cpu()
     y = block.mlp.original_component(x[:,None].to(rec.model.cfg.device,rec.model.cfg.dtype))
@@ -470,12 +470,6 @@ def _mlp(rec:Recording, layer:int, pos:Tensor, x:Tensor, at:Tensor)->Tensor: # x
     if after is None: return y
     scale = rec.scales[f"blocks.{layer}.ln2_post.hook_scale"][torch.arange(len(pos)),pos]
     return fixed_norm(after,y,scale)
-
-def _norm_scale(norm, x:Tensor)->Tensor: # (batch d_model) to (batch 1)
-    "The scale that a norm would have here"
-    if not norm.uses_rms_norm: x = x-x.mean(-1,keepdim=True)
-    eps = getattr(norm.original_component,"eps",None) or getattr(norm.original_component,"variance_epsilon",0.)
-    return (x.square().mean(-1,keepdim=True)+eps).sqrt()
 
 # %% ../../nbs/circuits/trace.ipynb #t036
 def _reads_entry(model, layer:int)->bool:
