@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['interval_kinds', 'rate_bounds', 'central_95', 't_quantile', 'bounds', 'interval', 'paired_bounds', 'paired',
            'explained', 'holm', 'coverage_study', 'prompt_scores', 'summarise', 'list_scores', 'attention_rows',
-           'unembedded', 'final_values', 'next_token_losses', 'task_scores']
+           'soft_capped', 'unembedded', 'final_values', 'next_token_losses', 'task_scores']
 
 # %% ../nbs/05_evaluation.ipynb #c003
 from .base.core import * # first: it silences a warning of the next imports
@@ -344,12 +344,15 @@ def attention_rows(r:Readout, # with roles on its last axis
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_evaluation.ipynb #t051
+def soft_capped(x:Tensor, cap:float|None)->Tensor: # the same where there is no cap
+    "`cap * tanh(x / cap)`: what Gemma 2 does with attention logits and with its output"
+    return x if cap is None else cap*(x/cap).tanh()
+
 def unembedded(model, x:Tensor)->Tensor: # (... d_model) to (... d_vocab)
     "Logits of what the final norm gave"
-    y = model.unembed(x.to(model.cfg.device))
     config = model.original_model.config
     cap = getattr(getattr(config,"text_config",config),"final_logit_softcapping",None)
-    return cap*(y/cap).tanh() if cap else y
+    return soft_capped(model.unembed(x.to(model.cfg.device)),cap)
 
 # %% ../nbs/05_evaluation.ipynb #t052
 @torch.no_grad()

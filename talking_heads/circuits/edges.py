@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..data import *
 from ..hooks import *
+from ..evaluation import soft_capped
 from .recording import *
 from .trace import *
 
@@ -235,8 +236,7 @@ def attend(self:Reader, q:Tensor, # (batch other read d_head)
           )->Tensor: # (batch other read pos)
     "Attention under the model's own mask, factor and cap"
     a = torch.einsum("bord,bopd->borp",q,k)*logit_scale(self.rec.model,self.head.layer)
-    cap = logit_cap(self.rec.model)
-    if cap is not None: a = cap*(a/cap).tanh()
+    a = soft_capped(a,logit_cap(self.rec.model))
     hidden = self.rec.scores[self.head.layer][:,self.head.head][:,self.at]<-1e30
     return a.masked_fill(hidden[:,None],-torch.inf).softmax(-1)
 

@@ -17,7 +17,7 @@ from ..data import *
 from ..hooks import *
 from ..svd import *
 from ..interventions import active_edits, parse_component
-from ..evaluation import interval
+from ..evaluation import interval, soft_capped
 from .recording import *
 from .patching import *
 from transformer_lens.utilities.statistics import derive_generator
@@ -131,14 +131,12 @@ def _every_key(rec:Recording, h:Head)->Tensor: # (batch pos d_head)
     return torch.stack(keys,1)
 
 # %% ../../nbs/circuits/trace.ipynb #t015
-def _capped(x:Tensor, cap:float|None)->Tensor: return x if cap is None else cap*(x/cap).tanh()
-
 def _softmax_at(rec:Recording, h:Head, logits:Tensor, q:Tensor, k:Tensor)->Tensor:
     "Attention to the key that logits (batch ... pos) would give, under the model's own mask; (batch ...)"
     rows = torch.arange(len(q))
     seen = rec.pattern[h.layer,rows,h.head,q]>0 # outside a window attention is exactly 0
     shape = (len(q),*[1]*(logits.ndim-2),-1)
-    a = _capped(logits,logit_cap(rec.model)).masked_fill(~seen.view(shape),-torch.inf).softmax(-1)
+    a = soft_capped(logits,logit_cap(rec.model)).masked_fill(~seen.view(shape),-torch.inf).softmax(-1)
     return a.gather(-1,k.view(-1,*[1]*(a.ndim-1)).expand(*a.shape[:-1],1))[...,0]
 
 def _attention_without(rec:Recording, h:Head, Q:Tensor, K:Tensor, q:Tensor, k:Tensor)->dict: # side to (batch writer)
@@ -170,7 +168,7 @@ _tolerance = {torch.float32:1e-4, torch.bfloat16:.1, torch.float16:.02}
 
 def _check_sum(rec:Recording, h:Head, terms:Tensor, own:Tensor):
     "`ModelError` if terms (batch writer writer) do not add up to the model's own logits (batch)"
-    total = _capped(terms.sum((1,2)),logit_cap(rec.model))
+    total = soft_capped(terms.sum((1,2)),logit_cap(rec.model))
     off = float((total-own).abs().max()/own.abs().max().clamp_min(1))
     if not off<=_tolerance[rec.model.cfg.dtype]:
         raise ModelError(f"The terms of head {h} do not add up to the model's own logits (off by {off:.2g} of them). "

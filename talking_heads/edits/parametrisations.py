@@ -24,14 +24,18 @@ class WeightUpdates:
     read:Tensor # (n d_model) direction read off the head's write
     write:Tensor # (n d_model) direction it is added along
     names:tuple # (n) such as "8.10.1"
+    processing:str|None=None # of the weights whose components these are; None where they are no components
     def __len__(self): return len(self.heads)
     def __getitem__(self, ix)->"WeightUpdates":
         ix = list(map(int,ix))
         heads,names = (tuple(x[i] for i in ix) for x in (self.heads,self.names))
-        return WeightUpdates(heads,self.read[ix],self.write[ix],names)
-    def __add__(self, other)->"WeightUpdates":
+        return WeightUpdates(heads,self.read[ix],self.write[ix],names,self.processing)
+    def __add__(self, other)->"WeightUpdates": # `EditError` where they mean weights of different processing
+        if self.processing!=other.processing:
+            raise EditError(f"Updates of {self.processing} and of {other.processing} weights are no one edit. "
+                            "Make both with the same `processing`.")
         read,write = torch.cat([self.read,other.read]),torch.cat([self.write,other.write])
-        return WeightUpdates(self.heads+other.heads,read,write,self.names+other.names)
+        return WeightUpdates(self.heads+other.heads,read,write,self.names+other.names,self.processing)
 
 # %% ../../nbs/edits/parametrisations.ipynb #c007
 @full_precision()
@@ -43,7 +47,7 @@ def component_updates(model, # from `load_model`
     changes = component_edit(model,dict.fromkeys(names,1.),processing).changes
     V = torch.cat([c.V for c in changes])
     heads = tuple(c.where for c in changes for _ in c.V)
-    return WeightUpdates(heads,V,V,tuple(n for c in changes for n in c.names))
+    return WeightUpdates(heads,V,V,tuple(n for c in changes for n in c.names),processing)
 
 @full_precision()
 def head_updates(model, # from `load_model`
@@ -78,7 +82,7 @@ def updates_edit(model, # from `load_model`
         if torch.equal(w,v): changes.append(Change(*h,v,1+d,tuple(updates.names[i] for i in ix)))
         else: changes.append(_mixing(h,w,v,d))
     c = model.checkpoint
-    info = dict(name=name,processing="folded",source=c.source,sha256=c.sha256)|info
+    info = dict(name=name,processing=updates.processing,source=c.source,sha256=c.sha256)|info
     return Edit(tuple(changes),target_of(model,[c.where for c in changes]),info)
 
 # %% ../../nbs/edits/parametrisations.ipynb #c008
@@ -90,7 +94,7 @@ def matrix_updates(updates:WeightUpdates, # of one head, orthonormal directions
     n = len(updates)
     i,j = torch.arange(n).repeat_interleave(n),torch.arange(n).repeat(n)
     names = tuple(f"{updates.names[a]} to {updates.names[b]}" for a,b in zip(i,j))
-    return WeightUpdates(updates.heads[:1]*(n*n),updates.read[i],updates.write[j],names)
+    return WeightUpdates(updates.heads[:1]*(n*n),updates.read[i],updates.write[j],names,updates.processing)
 
 @full_precision()
 def rotated_updates(updates:WeightUpdates, # gains: read and write directions agree
@@ -100,9 +104,10 @@ def rotated_updates(updates:WeightUpdates, # gains: read and write directions ag
     "As many random directions of the same heads: each head's components mixed by a random rotation"
     g,parts = derive_generator(seed,"rotated"),[]
     for h in sorted(set(updates.heads)):
-        own,k = head_updates(model,h).write,sum(x==h for x in updates.heads)
+        own,k = head_updates(model,h,updates.processing or "folded").write,sum(x==h for x in updates.heads)
         V = torch.linalg.qr(torch.randn(len(own),k,generator=g))[0].T@own
-        parts.append(WeightUpdates((h,)*k,V,V,tuple(f"{h} random {i}" for i in range(k))))
+        names = tuple(f"{h} random {i}" for i in range(k))
+        parts.append(WeightUpdates((h,)*k,V,V,names,updates.processing))
     return sum(parts[1:],parts[0])
 
 # %% ../../nbs/edits/parametrisations.ipynb #c058
