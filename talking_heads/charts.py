@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ink', 'hues', 'head_classes', 'mode_hues', 'theme', 'ChartError', 'checked_table', 'inline_data', 'inline_csv',
-           'tooltip', 'finish_chart', 'readable', 'head_map', 'attention_by_role', 'by_template', 'accuracy_by_n',
-           'position_map', 'component_ranks', 'composition_map', 'channel_graph', 'removal_bars', 'coordinate_strip',
-           'lift_bars', 'heads_and_components', 'head_explorer', 'list_explorer', 'subspace_slices', 'enable',
-           'save_chart']
+           'tooltip', 'finish_chart', 'ShownTable', 'readable', 'head_map', 'attention_by_role', 'by_template',
+           'accuracy_by_n', 'position_map', 'component_ranks', 'composition_map', 'channel_graph', 'removal_bars',
+           'coordinate_strip', 'lift_bars', 'heads_and_components', 'head_explorer', 'list_explorer', 'subspace_slices',
+           'enable', 'save_chart']
 
 # %% ../nbs/charts.ipynb #c003
 import json, textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import altair as alt
@@ -154,14 +155,21 @@ def _cells(column:pd.Series, digits:int)->list[str]:
     texts = ["" if pd.isna(x) else f"{x:,.{places}f}" for x in column]
     return [t.removeprefix("-") if t and not t.strip("-0.") else t for t in texts]
 
+@dataclass(frozen=True, repr=False)
+class ShownTable:
+    "A table as a notebook shows it, and as plain text where there is no HTML, such as a terminal or the README"
+    data:str # HTML
+    text:str
+    def __repr__(self): return self.text
+    def _repr_html_(self): return self.data
+
 def readable(df:pd.DataFrame, # the rows to show
              words=None, # column to its header
              *,
              only=None, # column to its header: these columns alone, in this order, without the index
              digits=3, # decimals of floats; or column to its own
-            ): # a table for a notebook and its page
+            )->ShownTable:
     "A table rounded, without row numbers, with headers in words"
-    from IPython.display import HTML # which only those need who look
     if only is not None: df,words = df[list(only)].reset_index(drop=True),only
     named = df.index.name is not None or df.index.nlevels>1 or not pd.api.types.is_integer_dtype(df.index)
     df = df.reset_index() if named else df
@@ -169,7 +177,7 @@ def readable(df:pd.DataFrame, # the rows to show
     places = digits if isinstance(digits,dict) else dict.fromkeys(df.columns,digits)
     shown = {c:_cells(df[c],places.get(c,3)) for c in df.columns}
     shown = pd.DataFrame(shown).rename(columns=words or {})
-    return HTML(shown.to_html(index=False,border=0))
+    return ShownTable(shown.to_html(index=False,border=0),shown.to_string(index=False))
 
 # %% ../nbs/charts.ipynb #c027
 def _called(d, width):

@@ -534,12 +534,9 @@ def test_costs_of_a_page(chrome, site):
     "A page with charts loads Vega once, and another page takes it from the cache"
     rows = page_costs(site, ["index.html", "glossary.html"], 1)
     home, words = rows
-    assert (
-        home["vega_loads"] == 1
-        and home["charts"] >= 1
-        and home["vega_again"] < 2000
-        and 0 < home["ready"] <= home["drawn"]
-    )
+    assert home["charts"] >= 1, "the home page is stored without its chart; run it where GPT-2's weights are"
+    assert home["vega_loads"] == 1 and home["vega_again"] < 2000
+    assert 0 < home["ready"] <= home["drawn"]
     assert words["vega_loads"] == words["charts"] == 0 and 1e5 < words["bytes"] < home["bytes"] < 3e6
 
 

@@ -10,7 +10,15 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbdev.clean import clean_nb
 
+from talking_heads.base.checkpoints import gpt2_small
 from talking_heads.commands import own_kernel
+
+ANYWAY = "--without-gpt2"
+
+
+def lacks_gpt2(nb) -> bool:
+    "Does a notebook show GPT-2 small's weights where this machine has none? It would be stored without these outputs."
+    return gpt2_small() is None and any("gpt2_small()" in c.source for c in nb.cells if c.cell_type == "code")
 
 
 def store(nb, path: Path) -> None:
@@ -43,9 +51,16 @@ def execute(nb, folder: Path) -> str:
     return f"cells {noisy} wrote to stderr; a stored notebook must be quiet" if noisy else ""
 
 
-def run(path: Path) -> bool:
+def run(path: Path, anyway: bool = False) -> bool:
     "Execute `path` in its own folder and store it; one that fails is put beside it, and what was stored stays"
     nb, failed = nbformat.read(path, 4), path.with_name(f".{path.stem}.failed.ipynb")
+    if lacks_gpt2(nb) and not anyway:
+        print(
+            f"{path}: it shows GPT-2 small's weights, which are not here, and would lose those outputs. "
+            f"Name a folder that has them in TALKING_HEADS_GPT2, or pass {ANYWAY}.",
+            file=sys.stderr,
+        )
+        return False
     try:
         reason = execute(nb, path.parent)
     except BaseException:
@@ -61,12 +76,12 @@ def run(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    paths = [Path(p) for p in sys.argv[1:]]
+    paths = [Path(p) for p in sys.argv[1:] if p != ANYWAY]
     bad = []
     own = [p for p in Path("nbs").rglob("[!.]*.ipynb") if not p.is_symlink() and "runs" not in p.parts]
     for p in paths or sorted(own):
         print(p, flush=True)
-        if not run(p):
+        if not run(p, ANYWAY in sys.argv):
             bad.append(p)
     if bad:
         sys.exit(f"Not stored: {', '.join(map(str, bad))}")
