@@ -163,6 +163,7 @@ class ShownTable:
     def __repr__(self): return self.text
     def _repr_html_(self): return self.data
 
+# %% ../nbs/charts.ipynb #tb02b
 def readable(df:pd.DataFrame, # the rows to show
              words=None, # column to its header
              *,
