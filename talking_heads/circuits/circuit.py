@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['t_p', 'called', 'margin_of', 'at_end', 'random_rotation', 'writer_table', 'total_effects', 'level',
            'screen_agreement', 'edge_controls', 'component_table', 'graph_margin', 'Circuit', 'find_circuit',
-           'curve_chart', 'half_agreement', 'circuit_study', 'stored_circuit']
+           'curve_chart', 'random_halves', 'half_agreement', 'circuit_study', 'stored_circuit']
 
 # %% ../../nbs/circuits/circuit.ipynb #k004
 import time
@@ -581,6 +581,15 @@ _writer_words = dict(writer="writer",effect="direct effect",low="low",high="high
 _edge_words = dict(sender="sender",reader="reader",mode="mode",level="level",effect="effect",low="low",high="high",
                    share="share of the reader's",control="turned message")
 
+# %% ../../nbs/circuits/circuit.ipynb #k061b
+def random_halves(n:int, # prompts
+                  seed:int=0,
+                 )->tuple[list,list]: # indices, in order
+    "Two halves drawn at random; of an odd number the second is longer by one"
+    if n<4: raise TaskError(f"{n} prompts make no two halves of at least 2. Take more.")
+    at = torch.randperm(n,generator=derive_generator(seed,"halves")).tolist()
+    return sorted(at[:n//2]),sorted(at[n//2:])
+
 # %% ../../nbs/circuits/circuit.ipynb #k062
 def half_agreement(model, # from `load_model`
                    task, # a `Task`, or the name of a known one
@@ -589,12 +598,11 @@ def half_agreement(model, # from `load_model`
                    seed:int=0, # as for `find_circuit`
                    depth:int=1, # levels
                    floor:float=.08, # as for `find_circuit`
-                  )->dict: # first, second, both: called edges; jaccard; correlation: of ranks, all edges in both
+                  )->dict: # split; first, second, both: called edges; jaccard; correlation: of ranks, all edges in both
     "What two halves of the prompts call, each by itself"
     task,parts = task_named(task),[]
     prompts,twins = _paired(model,task,n,seed,None,None,{})
-    for i in (0,1):
-        half = list(range(i,n,2))
+    for half in random_halves(len(prompts),seed):
         other = None if twins is None else twins[half]
         cs = _held(contrasts(model,prompts[half],other,_batch_size(model,prompts)))
         clean,away = _margins(cs)
@@ -604,7 +612,7 @@ def half_agreement(model, # from `load_model`
     a,b = (set(f[f.called.astype(bool)].index) for f in parts)
     shared = parts[0].index.intersection(parts[1].index)
     ranks = [f.effect[shared].abs().rank() for f in parts]
-    out = dict(first=len(a),second=len(b),both=len(a&b),jaccard=len(a&b)/max(1,len(a|b)))
+    out = dict(split="random",first=len(a),second=len(b),both=len(a&b),jaccard=len(a&b)/max(1,len(a|b)))
     return out|dict(correlation=float(ranks[0].corr(ranks[1])),edges=len(shared))
 
 # %% ../../nbs/circuits/circuit.ipynb #k064
@@ -634,7 +642,7 @@ def circuit_study(model, # from `load_model`
         spent = time.perf_counter()-start
         parts = plain(_study_parts(c)|dict(seconds=spent,threads=torch.get_num_threads(),provenance=c.provenance))
         write_json(info|dict(parts=parts),path)
-    if "halves" not in parts:
+    if parts.get("halves",{}).get("split")!="random": # not there, or of every second prompt
         parts["halves"] = plain(half_agreement(model,task,n=n,seed=seed,depth=depth))
         write_json(info|dict(parts=parts),path)
     return Path(path)
