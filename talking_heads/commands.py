@@ -477,7 +477,8 @@ def _run_paper(notebook:Path, out:Path, params:dict)->None:
 
 def _pages(out:Path)->None:
     "Say what came out, make the pages, say where everything is"
-    from talking_heads.paper.brief import brief, languages
+    from talking_heads.base.short_page import languages
+    from talking_heads.paper.brief import brief
     from talking_heads.paper.report import to_html
     results = read_results(out)
     print(f"{headline(results)}\n\nNotebook  {out/'paper.ipynb'}\nResults   {out/'results.json'}",flush=True)

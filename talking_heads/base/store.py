@@ -25,7 +25,7 @@ def code_hash()->str: # 64 hexadecimal digits
 
 # %% ../../nbs/base/store.ipynb #c008
 # modules that show or keep numbers, and make none
-_no_numbers = ("charts","base.pages","base.store","base.vega","paper.report","paper.sections")
+_no_numbers = ("charts","base.pages","base.short_page","base.store","base.vega","paper.report","paper.sections")
 
 def imported(source:str, # Python source
              module:str="", # its name within the package, such as `weights.scan`; relative imports start there

@@ -8,7 +8,8 @@ __all__ = ['share_words', 'failure_words', 'channel_of', 'Reading', 'read_channe
            'failure_table', 'Separation', 'separation']
 
 # %% ../../nbs/circuits/separation.ipynb #s004
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from html import escape
 from ..base.core import * # first: it silences a warning of the next imports
 import altair as alt, pandas as pd, torch
 from torch import Tensor
@@ -380,7 +381,7 @@ failure_words = dict(forecaster="forecast from",pairs="pairs",mean="AUROC",low="
 
 @patch
 def _repr_html_(self:Separation):
-    parts = [f"<p><b>{self!r}</b></p>"]
+    parts = [f"<p><b>{escape(repr(self))}</b></p>"]
     if len(self.shares): parts.append(readable(self.shares,only=share_words,digits=2).data)
     if len(self.failures): parts.append(readable(self.failures,only=failure_words,digits=2).data)
-    return "".join(parts)+"".join(f"<p>{n}</p>" for n in self.notes)
+    return "".join(parts)+"".join(f"<p>{escape(n)}</p>" for n in self.notes)
