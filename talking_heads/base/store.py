@@ -99,7 +99,8 @@ def code_behind(notebook, # path of a notebook that imports this package
 # %% ../../nbs/base/store.ipynb #c010
 _folders = ("tables","charts","edits")
 _files = ("results.json","paper.ipynb","paper.html","brief.en.html","brief.ja.html",
-          "scan.parquet","scan.json","scan.html")
+          "scan.parquet","scan.json","scan.html",
+          "find.json","find.html","edges.parquet","accuracy.parquet","writers.parquet","components.parquet")
 
 def _read_key(path:Path)->dict|None:
     "The key of a run that is already here"
@@ -162,7 +163,7 @@ class RunFolder:
             raise
 
     @property
-    def kind(self)->str: # paper run, or scan
+    def kind(self)->str: # paper run, scan, find
         "What kind of results this folder is for"
         return self.key.get("kind") or "paper run"
 

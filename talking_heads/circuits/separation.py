@@ -79,6 +79,7 @@ def read_channel(model, # from `load_model`
                  task, # a `Task`, or the name of a known one
                  names, # components, the strongest first
                  prompts:Prompts|None=None, # of the task; None: `n` of them
+                 correct:Tensor|None=None, # (n) booleans, where they are known already
                  *,
                  n:int=200, # prompts
                  seed:int=0, # of prompts and random components
@@ -94,11 +95,12 @@ def read_channel(model, # from `load_model`
     for g in progress(prompts.groups(32),"reading coordinates"):
         r = readout(model,prompts[g],())
         parts.append([_sure(r),*(o.coordinates(r,model) for o in (s,*random,*others))])
-        if task.run is None: right.append(torch.tensor(task.score(r.prompts,r.logits).correct.to_numpy(bool)))
+        if correct is None and task.run is None:
+            right.append(torch.tensor(task.score(r.prompts,r.logits).correct.to_numpy(bool)))
         order.append(g)
     sure,x,*rest = (in_order(p,order) for p in zip(*parts))
-    if task.run is None: correct = in_order(right,order)
-    else: correct = torch.tensor(task.run(model,prompts).correct.to_numpy(bool))
+    if right: correct = in_order(right,order)
+    elif correct is None: correct = torch.tensor(task.run(model,prompts).correct.to_numpy(bool))
     x,rest = x[:,[s.names.index(k) for k in names]],tuple(rest)
     return Reading(_info(prompts),correct,sure,tuple(names),x,rest[:len(random)],rest[len(random):])
 
