@@ -54,7 +54,7 @@ def _group_table(v:Voice, r:dict)->list: # rows of text; empty where no column t
 def _asked(v:Voice, r:dict)->list[str]:
     "What was put to the model"
     said,f = [v("asked_text",n=r["accuracy"][0]["n"],task=r["task"])],r.get("file") or {}
-    if f.get("taken",0)<f.get("total",0): said.append(v("sample",**{k:f[k] for k in ("total","taken")}))
+    if f and f["taken"]+f["copies"]<f["total"]: said.append(v("sample",**{k:f[k] for k in ("total","taken")}))
     return said+([v("lost",lost=f["lost"])] if f.get("lost") else [])
 
 def turned_edges(edges:list, # of dicts with effect and control

@@ -246,8 +246,10 @@ def _about(task:Task, prompts:Prompts, context:int)->tuple[dict|None,list]: # of
     f = task.file
     lost = place_rows(f,prompts.tokenizer,prompts.bos,context).dropped
     notes = [f"The file: {x}." for x in f.notes]
+    if f.copies: notes.append(f"{len(f.copies)} rows repeat another one and are left out.")
     for row,column,why in lost[:1]: notes.append(f"The first row left out: {row.place}, column {column}: {why}.")
-    return dict(name=f.name,sha256=f.sha256,total=f.total,taken=len(f.rows),lost=len(lost),seed=f.seed),notes
+    count = dict(total=f.total,taken=len(f.rows),copies=len(f.copies),lost=len(lost))
+    return dict(name=f.name,sha256=f.sha256,seed=f.seed)|count,notes
 
 def _screens(c:Circuit)->list:
     "Agreement of the screens, the mean over readers"
