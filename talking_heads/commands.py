@@ -722,7 +722,7 @@ def th_trace(model:Param("smollm2, a Hugging Face id, or a folder",str),
 # %% ../nbs/commands.ipynb #fd02
 def _check_find(task, out, how, n, most, seed)->tuple: # the task, or a file that was read; the folder
     "What can be refused before a model is looked for"
-    from talking_heads.circuits.find_report import find_settings
+    from talking_heads.circuits.find_report import check_findable, find_settings
     from talking_heads.tasks.known import known_tasks, task as task_named
     from talking_heads.tasks.rows import file_suffixes, read_prompts
     check_seed(seed)
@@ -733,7 +733,7 @@ def _check_find(task, out, how, n, most, seed)->tuple: # the task, or a file tha
     check_run_folder(out,"find")
     if task not in known_tasks and Path(task).suffix.lower() in file_suffixes: return read_prompts(task,most,seed),out
     known = task_named(task)
-    if known.windows: raise TaskError(f"The task {task!r} is made of texts without answers. Take ioi or a file.")
+    check_findable(known)
     return known,out
 
 def _task_of(read, model:str): # a `Task`
@@ -769,7 +769,7 @@ def _find(read, model:str, out:Path, how, n, seed, device):
 # %% ../nbs/commands.ipynb #fd04b
 @command
 def th_find(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,nargs="?")="smollm2",
-            task:Param("a file of prompts (CSV, JSON Lines, parquet), or ioi, shop, laundry_list, contrast",str)=None,
+            task:Param("a file of prompts (CSV, JSON Lines, parquet), or ioi, shop, laundry_list",str)=None,
             out:Param("folder; the same command goes on with what is there, another one replaces it",str)="runs/find",
             how:Param("quick, or full: more prompts, two levels, and the edges of two halves",str)="quick",
             n:Param("prompts on which the circuit is found; without it, 24 or 60",int)=None,

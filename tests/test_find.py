@@ -1,6 +1,7 @@
 "th_find as a user calls it: a run, an interrupted one that goes on, a replaced one, and what bad input gets"
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,35 @@ def test_pages_are_made_from_the_summary_alone(run):
     assert find_html(r, {}).count("<h2>") >= len(order)
 
 
+def test_too_few_prompts_to_call_anything(toy, tmp_path):
+    "Nothing is called, nothing is claimed, and it reads back as it was"
+    for _ in range(2):
+        found = find(toy, "ioi", out=tmp_path / "a", n=5)
+        assert not len(found.circuit.edges) and found.results["separation"] is None
+        assert "was not found" in found.brief().short and "No head was found" in found.results["notes"][0]
+
+
+def leaves(x):
+    "All numbers below `x`; the length of a list counts"
+    if isinstance(x, dict):
+        return [y for v in x.values() for y in leaves(v)]
+    if isinstance(x, list):
+        return [float(len(x))] + [y for v in x for y in leaves(v)]
+    return [float(x)] if isinstance(x, (int, float)) and not isinstance(x, bool) else []
+
+
+def test_every_number_of_the_brief_is_in_the_summary(run):
+    "As it is or as a percentage, within its rounding; names of parts are left out"
+    r = stored(run[1])
+    signs = [w["effect"] > 0 for w in r["writers"] if w["called"]]
+    pool = leaves(r) + [0.95, 0.8, signs.count(True), signs.count(False), sum(r["explained"]["random"]) / 2]
+    for lang in ("en", "ja"):
+        text = re.sub(r"\d+\.\d+(\.\d+)?(?![\d%])|MLP \d+", "", find_brief(r, lang).markdown())
+        for token in re.findall(r"\d+(?:\.\d+)?", text):
+            off = 0.5 * 10 ** -len(token.partition(".")[2]) + 1e-9
+            assert any(abs(float(token) - s * abs(x)) <= off for x in pool for s in (1, 100)), token
+
+
 def test_interrupted_and_continued(toy, run, tmp_path, monkeypatch):
     "What was finished is not computed again, and the numbers are those of a run in one go"
     out = tmp_path / "b"
@@ -166,6 +196,7 @@ def rows(toy, n):
         (dict(task="nothing"), "no task 'nothing'"),
         (dict(task=None), "Which task?"),
         (dict(task="induction"), "without answers"),
+        (dict(task="contrast"), "which answers are right"),
         (dict(how="fast"), "Choose quick or full"),
         (dict(n=2), "Give 4 or more"),
         (dict(seed=-1), "seed"),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['t_p', 'called', 'margin_of', 'at_end', 'NothingToExplain', 'random_rotation', 'writer_table', 'total_effects',
            'level', 'screen_agreement', 'edge_controls', 'component_table', 'graph_margin', 'Circuit', 'held_contrasts',
-           'find_circuit', 'curve_chart', 'random_halves', 'half_agreement', 'circuit_study', 'stored_circuit']
+           'find_circuit', 'circuit_chart', 'curve_chart', 'random_halves', 'half_agreement', 'circuit_study',
+           'stored_circuit']
 
 # %% ../../nbs/circuits/circuit.ipynb #k004
 import time
@@ -544,12 +545,13 @@ def _places(edges:pd.DataFrame, top:float)->pd.DataFrame: # name layer place
     return pd.DataFrame(rows)
 
 # %% ../../nbs/circuits/circuit.ipynb #k052
-def _lines(edges:pd.DataFrame, tall:int)->alt.Chart:
+def _lines(edges:pd.DataFrame, tall:int, layers:int)->alt.Chart:
     "A line per edge, its mode by colour, its size by width"
     shown = dict(mode_hues)|{"writes":"#888888"}
     used = [m for m in shown if (edges["mode"]==m).any()]
     hue = alt.Color("mode:N",title="mode",scale=alt.Scale(domain=used,range=[shown[m] for m in used]))
-    layer = alt.X("x:Q",title="layer",axis=alt.Axis(tickMinStep=1,grid=False),scale=alt.Scale(zero=False,padding=30))
+    axis = alt.Axis(tickMinStep=1,grid=False,labelExpr=f"datum.value<0 || datum.value>{layers} ? '' : datum.label")
+    layer = alt.X("x:Q",title="layer",axis=axis,scale=alt.Scale(zero=False,padding=30,nice=False))
     base = alt.Chart(inline_data(edges),width="container",height=tall).mark_rule(opacity=.75)
     return base.encode(x=layer,x2="x2:Q",y=alt.Y("y:Q",axis=None,scale=alt.Scale(domain=[0,1])),y2="y2:Q",color=hue,
                        strokeWidth=alt.StrokeWidth("size:Q",scale=alt.Scale(range=[1,5]),legend=None),
@@ -557,31 +559,39 @@ def _lines(edges:pd.DataFrame, tall:int)->alt.Chart:
                        tooltip=tooltip(edges,"sender reader mode effect low high control"))
 
 # %% ../../nbs/circuits/circuit.ipynb #k052b
-@patch
-def chart(self:Circuit,
-         )->alt.LayerChart:
-    "The graph: nodes by layer, edges by mode and size"
-    w = self.writers[self.writers.called].rename(columns={"writer":"sender"})
+def circuit_chart(writers:pd.DataFrame, # called ones: writer effect low high control
+                  edges:pd.DataFrame, # called ones: sender reader mode effect low high control
+                  layers:int, # of the model
+                  title:str="",
+                  said:str="", # the text alternative; empty for one made from the strongest edges
+                 )->alt.LayerChart:
+    "Who talks to whom: nodes by layer, edges by mode and size"
+    w = writers.rename(columns={"writer":"sender"})
     columns = "sender reader mode effect low high control".split()
-    edges = pd.concat([self.edges[columns],w.assign(reader="answer",mode="writes")[columns]],ignore_index=True)
-    edges = checked_table(edges," ".join(columns),"Circuit.chart")
-    nodes = _places(edges,float(self.provenance["layers"]))
+    drawn = pd.concat([edges[columns],w.assign(reader="answer",mode="writes")[columns]],ignore_index=True)
+    drawn = checked_table(drawn," ".join(columns),"circuit_chart")
+    nodes = _places(drawn,float(layers))
     at = nodes.set_index("name")
-    edges = edges.assign(x=edges.sender.map(at.layer),x2=edges.reader.map(at.layer),y=edges.sender.map(at.place))
-    edges = edges.assign(y2=edges.reader.map(at.place),size=edges.effect.abs(),against=edges.effect<0)
+    drawn = drawn.assign(x=drawn.sender.map(at.layer),x2=drawn.reader.map(at.layer),y=drawn.sender.map(at.place))
+    drawn = drawn.assign(y2=drawn.reader.map(at.place),size=drawn.effect.abs())
+    drawn = drawn.assign(against=(drawn.effect<0).map({True:"yes",False:"no"}))
     tall = max(240,44*int(nodes.layer.value_counts().max()))
     dots = alt.Chart(inline_data(nodes)).encode(x="layer:Q",y="place:Q")
     named = dots.mark_text(dy=-13).encode(text="name:N")
-    drawn = alt.layer(_lines(edges,tall),dots.mark_circle(size=110,opacity=1,color="#555555"),named)
-    return finish_chart(drawn,f"Who talks in {self.model} on {self.task}","Effects on the margin of the answer.",
-                        _said(self))
+    layered = alt.layer(_lines(drawn,tall,layers-1),dots.mark_circle(size=110,opacity=1,color="#555555"),named)
+    return finish_chart(layered,title,"Effects on the margin of the answer." if title else "",said or _told(edges))
 
 # %% ../../nbs/circuits/circuit.ipynb #k053
-def _said(c:Circuit)->str:
-    "The graph in words"
-    top = c.edges.head(4)
-    told = "; ".join(f"{e.sender} to {e.reader} through {e.mode}, {e.effect:.2f}" for e in top.itertuples())
-    return f"{c!r}. Strongest edges: {told or 'none'}."
+def _told(edges:pd.DataFrame)->str:
+    "The strongest edges in words"
+    top = [f"{e.sender} to {e.reader} through {e.mode}, {e.effect:.2f}" for e in edges.head(4).itertuples()]
+    return f"Strongest edges: {'; '.join(top) or 'none'}."
+
+@patch
+def chart(self:Circuit)->alt.LayerChart:
+    "The graph of this circuit"
+    found,title = self.writers[self.writers.called],f"Who talks in {self.model} on {self.task}"
+    return circuit_chart(found,self.edges,self.provenance["layers"],title,f"{self!r}. {_told(self.edges)}")
 
 def curve_chart(f:pd.DataFrame, # from `Circuit.curve`
                 title:str="",

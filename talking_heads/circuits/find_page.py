@@ -189,16 +189,16 @@ def _section(title:str, said:str, *parts:str)->str:
 def _found_sections(v:Voice, r:dict, charts:dict)->list[str]:
     "Writers, edges, components, and what they explain"
     graph,curve = (chart_html(charts[k]) if k in charts else "" for k in ("circuit","curve"))
-    w = [x for x in r["writers"] if x["called"]]
+    w,parts = [x for x in r["writers"] if x["called"]],sorted(r["components"],key=lambda x: -abs(x["effect"]))
     return [
         _section("Who writes the answer","How much the lead of the answer over the wrong words falls when what a part "
             "writes at the end is that of the other prompt: directly, and when the rest of the model reacts. A turned "
             "message is one of the same size in an arbitrary direction.",_rows(w,_writer_head)),
         _section("Who talks to them","Exact effect of each message on what the reader writes for the answer, through "
             "its query (Q), key (K) or value (V). Where the turned message does as much, the size alone would do.",
-            graph,_rows(r["edges"],_edge_head)),
+            graph,_rows(r["edges"],_edge_head,15)),
         _section("Through which components","Components of the senders by their part of the message's effect, beside "
-            "random directions of the same head.",_rows(r["components"],_part_head)),
+            "random directions of the same head.",_rows(parts,_part_head,12)),
         _section("How much it explains",v.join(_explains(v,r)),curve)]
 
 def _data_sections(v:Voice, r:dict, charts:dict)->list[str]:
@@ -214,6 +214,11 @@ def _data_sections(v:Voice, r:dict, charts:dict)->list[str]:
             _section("Where errors lie",v.join(_ahead(v,r)),forecast)]
 
 # %% ../../nbs/circuits/find_page.ipynb #q030
+def _groups_first(rows:list)->list:
+    "All prompts, then the column that tells most, then the rest"
+    first = telling_column(rows)
+    return rows[:1]+first+[r for r in rows[1:] if r not in first]
+
 def _control_section(r:dict)->str:
     "Screens against exact effects, and names"
     counted = r["counted"]
@@ -233,7 +238,7 @@ def find_html(results:dict, # content of a find.json
     drawn = chart_html(charts["accuracy"]) if "accuracy" in charts else ""
     parts = [f"<h1>{escape(r['model'])} on {escape(r['task'])}</h1>",
         f"<p><b>{escape(b.short)}</b></p><p>{escape(v.join(_asked(v,r)))}</p>{notes}",
-        _section("Where it is right",v.join(_right(v,r)),drawn,_rows(r["accuracy"],_group_head,40))]
+        _section("Where it is right",v.join(_right(v,r)),drawn,_rows(_groups_first(r["accuracy"]),_group_head,14))]
     if not r["stopped"]: parts += [*_found_sections(v,r,charts),*_data_sections(v,r,charts),_control_section(r)]
     parts += [_section("What not to conclude",v.join([*_sure(v,r),v("limits_text")])),
         _section("What to do next",v.join(_next(v,r)))]
