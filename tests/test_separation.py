@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from talking_heads.base.core import TaskError
-from talking_heads.circuits.circuit import find_circuit
+from talking_heads.circuits.circuit import find_circuit, writer_parts
 from talking_heads.circuits.separation import *
 from talking_heads.evaluation import explained
 from talking_heads.hooks import load_model
@@ -142,3 +142,7 @@ def test_no_speaker_no_channel():
     c = find_circuit(load_model("toy"), "ioi", n=40, depth=0)
     with pytest.raises(TaskError, match="No head was found"):
         channel_of(c)
+    written = writer_parts(c.contrasts, c.writers)
+    names = channel_of(c, written=written)
+    assert {n.rpartition(".")[0] for n in names} <= set(c.writers[c.writers.called].writer)
+    assert written[written.component == names[0]].share.abs().iloc[0] > 3 * written.control.abs().max()

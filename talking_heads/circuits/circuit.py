@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['t_p', 'called', 'margin_of', 'at_end', 'NothingToExplain', 'random_rotation', 'writer_table', 'total_effects',
-           'level', 'screen_agreement', 'edge_controls', 'component_table', 'graph_margin', 'Circuit', 'held_contrasts',
-           'find_circuit', 'circuit_chart', 'curve_chart', 'random_halves', 'half_agreement', 'circuit_study',
-           'stored_circuit']
+           'level', 'screen_agreement', 'edge_controls', 'component_table', 'writer_parts', 'graph_margin', 'Circuit',
+           'held_contrasts', 'find_circuit', 'circuit_chart', 'curve_chart', 'random_halves', 'half_agreement',
+           'circuit_study', 'stored_circuit']
 
 # %% ../../nbs/circuits/circuit.ipynb #k004
 import time
@@ -317,6 +317,31 @@ def component_table(cs:list, # of `Contrast`
             about |= dict(effect=own["mean"],low=own["low"],high=own["high"],share=own["mean"]/e.effect)
             rows.append(about|dict(score=float(score[j]),control=float(control/e.effect)))
     return pd.DataFrame(rows,columns="component sender reader mode effect low high share score control".split())
+
+# %% ../../nbs/circuits/circuit.ipynb #k032c
+def _for_the_answer(c:Contrast, h:Head, V:Tensor)->Tensor: # (batch direction)
+    "Direct effect of each direction's part of what a head writes at END"
+    parts,G = at_end(c,_message_parts(c,h,V)),at_end(c,margin_at_end(c))
+    return -torch.einsum("bkd,bd->bk",parts,G)
+
+def writer_parts(cs:list, # of `Contrast`
+                 writers:pd.DataFrame, # from `writer_table`
+                 n:int=4, # components of each writer that are kept, and random directions beside them
+                 seed:int=0, # of the random directions
+                )->pd.DataFrame: # component writer effect low high share control
+    "Components of the called writers by their part of the direct effect"
+    weights,rows = attention_weights(cs[0].model,"raw"),[]
+    for w in writers[writers.called&writers.writer.str[0].str.isdigit()].itertuples():
+        h = parse_head(w.writer)
+        V = components(weights,h.layer).Vh[h.head].float().cpu()
+        both = torch.cat([V,_random_directions(V,n,seed)])
+        x = _joined(cs,[_for_the_answer(c,h,both) for c in cs]).double()
+        control = float(x[:,len(V):].mean()/w.effect)
+        for j in x[:,:len(V)].mean(0).abs().argsort(descending=True)[:n].tolist():
+            own = interval(x[:,j])
+            about = dict(component=f"{w.writer}.{j}",writer=w.writer,effect=own["mean"],low=own["low"],high=own["high"])
+            rows.append(about|dict(share=own["mean"]/w.effect,control=control))
+    return pd.DataFrame(rows,columns="component writer effect low high share control".split())
 
 # %% ../../nbs/circuits/circuit.ipynb #k035
 def _inputs(c:Contrast, h:Head, kept:dict, wrote:dict)->dict: # mode to (batch pos d_model)

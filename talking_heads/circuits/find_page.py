@@ -99,8 +99,9 @@ def _tells(v:Voice, r:dict)->list[str]:
     "What coordinates tell apart, and how that changes"
     s = r["separation"]
     if not s: return [v("tells_not")]
+    own = [v("own")]*(s.get("by")=="writers")
     columns = list(dict.fromkeys(x["column"] for x in s["shares"] if x["called"]))
-    said = [v("tells_some",columns=v.listed(columns)) if columns else v("tells_none")]
+    said = [v("tells_some",columns=v.listed(columns)) if columns else v("tells_none"),*own]
     if not columns or s["column"] not in columns or not s["change"]: return said
     c = list(s["change"].values())[-1]
     if c["low"]<=0<=c["high"]: return said+[v("holds",column=s["column"],along=s["along"])]
@@ -181,6 +182,13 @@ def _rows(rows:list, head:dict, most:int=30)->str: # HTML
     more = f"<p class='more'>{len(rows)-most} more are in the tables beside this page.</p>" if len(rows)>most else ""
     return readable(pd.DataFrame(rows[:most]),only=head,digits=2).data+more
 
+def _written(rows:list)->str: # HTML
+    "The components of the writers"
+    if not rows: return ""
+    head = {k:_part_head[k] for k in ("component","effect","low","high","share","control")}
+    head["share"] = "share of the head's"
+    return "<p>Components of these heads by their part of the direct effect:</p>"+_rows(rows,head,8)
+
 def _section(title:str, said:str, *parts:str)->str:
     "A part of the page; `said` is text, the parts are HTML"
     return f"<h2>{escape(title)}</h2><p>{escape(said)}</p>{''.join(parts)}"
@@ -193,7 +201,8 @@ def _found_sections(v:Voice, r:dict, charts:dict)->list[str]:
     return [
         _section("Who writes the answer","How much the lead of the answer over the wrong words falls when what a part "
             "writes at the end is that of the other prompt: directly, and when the rest of the model reacts. A turned "
-            "message is one of the same size in an arbitrary direction.",_rows(w,_writer_head)),
+            "message is one of the same size in an arbitrary direction.",_rows(w,_writer_head),
+            _written(r.get("written",[]))),
         _section("Who talks to them","Exact effect of each message on what the reader writes for the answer, through "
             "its query (Q), key (K) or value (V). Where the turned message does as much, the size alone would do.",
             graph,_rows(r["edges"],_edge_head,15)),

@@ -167,11 +167,14 @@ def _circuit(model, task:Task, s:FindSettings, seed:int, kept:_Kept)->tuple[Circ
     return Circuit(display_name(model.checkpoint),task.name,margins,**t,provenance=able["provenance"],contrasts=cs),{}
 
 # %% ../../nbs/circuits/find_report.ipynb #r018
+def _with_contrasts(model, task:Task, c:Circuit, s:FindSettings, seed:int)->Circuit:
+    "The circuit with the passes that its graphs are computed on"
+    if not c.contrasts: c.contrasts = held_contrasts(model,task,n=s.n,seed=seed)
+    return c
+
 def _explained(model, task:Task, c:Circuit, s:FindSettings, seed:int, kept:_Kept)->tuple[dict,pd.DataFrame]:
     "What called edges explain, beside as many random ones; and the curve"
-    def ready():
-        if not c.contrasts: c.contrasts = held_contrasts(model,task,n=s.n,seed=seed)
-        return c
+    def ready(): return _with_contrasts(model,task,c,s,seed)
     def called():
         k = len(c.edges)
         return dict(called=ready().explained(),random=[c.explained(k,i)["share"] for i in range(s.draws if k else 0)])
@@ -186,15 +189,16 @@ def _halves(model, task:Task, s:FindSettings, seed:int, kept:_Kept)->dict: # emp
     return kept.record("halves",both) if s.halves else {}
 
 # %% ../../nbs/circuits/find_report.ipynb #r020
-def _separation(model, task:Task, prompts:Prompts, scores:pd.DataFrame, c:Circuit, seed:int)->dict:
+def _separation(model, task:Task, prompts:Prompts, scores:pd.DataFrame, c:Circuit, written, seed:int)->dict:
     "What the coordinates separate, as `find.json` holds it; or why that is not known"
-    try: names = channel_of(c)
+    try: names = channel_of(c,written=written)
     except TaskError as e: return dict(why=str(e))
     correct = torch.tensor(scores.correct.to_numpy(bool))
     x = separation(read_channel(model,task,names,prompts,correct,seed=seed),seed=seed)
     tables = {k:getattr(x,k).to_dict("records") for k in ("shares","values","failures")}
     other = {k:getattr(x,k) for k in ("names","n","accuracy","along","column","change","gain","notes")}
-    return other|tables
+    spoken = ((c.edges.level==1)&(c.edges["mode"]=="Q")&c.edges.sender.str[0].str.isdigit()).any()
+    return other|tables|dict(by="messages" if spoken else "writers")
 
 # %% ../../nbs/circuits/find_report.ipynb #r020b
 def _found_as(c:Circuit)->dict: # head to words
@@ -275,26 +279,16 @@ def _parts_of(c:Circuit|None)->dict:
     return dict(margins=margins,screens=_screens(c),counted=counted)|{k:f.to_dict("records") for k,f in tables.items()}
 
 # %% ../../nbs/circuits/find_report.ipynb #r027
-def _steps(model, task:Task, how:str, s:FindSettings, seed:int, kept:_Kept)->Found:
-    "Step after step"
-    prompts = _all_prompts(model,task,s.read,seed)
-    scores = kept.table("scores",lambda: _plain_columns(_scored(model,task,prompts)))
-    accuracy = kept.table("groups",lambda: _grouped(scores,task,prompts))
-    about,notes = _about(task,prompts,model.cfg.n_ctx)
-    c,why = _circuit(model,task,s,seed,kept)
-    explained,curve,halves,parts,classes = None,pd.DataFrame(),{},{},[]
-    if c is not None:
-        explained,curve = _explained(model,task,c,s,seed,kept)
-        halves = _halves(model,task,s,seed,kept)
-        parts = kept.record("separation",lambda: _separation(model,task,prompts,scores,c,seed))
-        if task.classes: classes = kept.record("classes",lambda: _names(model,task,c,s,seed))
-    notes += [x["why"] for x in (halves,parts) if "why" in x]
-    known = {k:x if x and "why" not in x else None for k,x in dict(halves=halves,separation=parts).items()}
-    results = dict(schema=1,model=display_name(model.checkpoint),task=task.name,about=task.about,how=how,seed=seed,
-        n=s.n,settings=asdict(s),file=about,stopped=why or None,explained=explained,
-        accuracy=accuracy.to_dict("records"),
-        curve=curve.to_dict("records"),classes=classes,notes=notes,provenance=provenance(model,seed))
-    return Found(plain(results|known|_parts_of(c)),accuracy,c,curve)
+def _of_circuit(model, task:Task, c:Circuit, s:FindSettings, seed:int, kept:_Kept, prompts, scores)->dict:
+    "What is asked once a circuit is there"
+    explained,curve = _explained(model,task,c,s,seed,kept)
+    def parts(): return writer_parts(_with_contrasts(model,task,c,s,seed).contrasts,c.writers,seed=seed)
+    out = dict(explained=explained,curve=curve,halves=_halves(model,task,s,seed,kept))
+    out["written"] = kept.table("written",parts)
+    what = lambda: _separation(model,task,prompts,scores,c,out["written"],seed)
+    out["separation"] = kept.record("separation",what)
+    if task.classes: out["classes"] = kept.record("classes",lambda: _names(model,task,c,s,seed))
+    return out
 
 def _names(model, task:Task, c:Circuit, s:FindSettings, seed:int)->list:
     "Names of the task's classes for what was found"
@@ -304,6 +298,29 @@ def _names(model, task:Task, c:Circuit, s:FindSettings, seed:int)->list:
 def _plain_columns(f:pd.DataFrame)->pd.DataFrame:
     "Columns that hold values of several kinds as text, which parquet needs"
     return f.assign(**{k:f[k].map(str) for k in f if f[k].dtype==object})
+
+# %% ../../nbs/circuits/find_report.ipynb #r027b
+_nothing = dict(explained=None,curve=[],halves=None,written=[],separation=None,classes=[])
+
+def _told(x): # as `find.json` holds it
+    "Rows of a table, and nothing where something is not known"
+    if isinstance(x,pd.DataFrame): return x.to_dict("records")
+    return None if isinstance(x,dict) and (not x or "why" in x) else x
+
+def _steps(model, task:Task, how:str, s:FindSettings, seed:int, kept:_Kept)->Found:
+    "Step after step"
+    prompts = _all_prompts(model,task,s.read,seed)
+    scores = kept.table("scores",lambda: _plain_columns(_scored(model,task,prompts)))
+    accuracy = kept.table("groups",lambda: _grouped(scores,task,prompts))
+    about,notes = _about(task,prompts,model.cfg.n_ctx)
+    c,why = _circuit(model,task,s,seed,kept)
+    more = {} if c is None else _of_circuit(model,task,c,s,seed,kept,prompts,scores)
+    notes += [x["why"] for x in more.values() if isinstance(x,dict) and "why" in x]
+    results = dict(schema=1,model=display_name(model.checkpoint),task=task.name,about=task.about,how=how,seed=seed,
+        n=s.n,settings=asdict(s),file=about,stopped=why or None,notes=notes,provenance=provenance(model,seed),
+        accuracy=accuracy.to_dict("records"))
+    results |= _nothing|{k:_told(x) for k,x in more.items()}|_parts_of(c)
+    return Found(plain(results),accuracy,c,more.get("curve",pd.DataFrame()))
 
 # %% ../../nbs/circuits/find_report.ipynb #r029
 def find_key(model, task:Task, how:str, s:FindSettings, seed:int)->dict:

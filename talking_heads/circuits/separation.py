@@ -28,11 +28,13 @@ from .circuit import Circuit
 # %% ../../nbs/circuits/separation.ipynb #s007
 def channel_of(c:Circuit, # from `find_circuit`
                k:int=4, # components at most
+               written:pd.DataFrame|None=None, # from `writer_parts`: what to take where no head speaks through a query
               )->tuple: # names, such as "20.0.0", the strongest first; raises `TaskError` where there is none
     "The components that carry most of what heads tell the writers through their queries"
     key = ["sender","reader","mode"]
     edges = c.edges[(c.edges.level==1)&(c.edges["mode"]=="Q")]
     parts = c.components.merge(edges[key],on=key)
+    if not len(parts) and written is not None: parts = written
     if not len(parts): raise TaskError(f"No head was found that speaks to a writer of {c.task!r} through its query, so "
         "there are no coordinates at END to look at. More prompts or a greater depth may find one.")
     size = parts.effect.abs().groupby(parts.component).sum()
