@@ -16,6 +16,7 @@ import made_results as made
 from talking_heads.paper import brief as room
 from talking_heads.paper.brief import *
 from talking_heads.base.core import *
+from talking_heads.base.short_page import *
 from talking_heads.paper.sections import check_results
 
 pairs = [(name, lang) for name in made.every for lang in languages]
@@ -415,7 +416,7 @@ def test_page_is_offline_and_named(tmp_path, name, lang):
     )
     assert [h.name for h in page.select("h1, h2, h3, h4")] == ["h1"] + [
         "h2"
-    ] * 8 and "{" not in page.main.get_text().replace(room._style, "")
+    ] * 8 and "{" not in page.main.get_text().replace(brief_style, "")
 
 
 def test_markdown_says_the_same(tmp_path):

@@ -25,7 +25,7 @@ def code_hash()->str: # 64 hexadecimal digits
 
 # %% ../../nbs/base/store.ipynb #c008
 # modules that show or keep numbers, and make none
-_no_numbers = ("charts","base.pages","base.store","base.vega","paper.report","paper.sections")
+_no_numbers = ("charts","base.pages","base.short_page","base.store","base.vega","paper.report","paper.sections")
 
 def imported(source:str, # Python source
              module:str="", # its name within the package, such as `weights.scan`; relative imports start there
@@ -99,7 +99,8 @@ def code_behind(notebook, # path of a notebook that imports this package
 # %% ../../nbs/base/store.ipynb #c010
 _folders = ("tables","charts","edits")
 _files = ("results.json","paper.ipynb","paper.html","brief.en.html","brief.ja.html",
-          "scan.parquet","scan.json","scan.html")
+          "scan.parquet","scan.json","scan.html",
+          "find.json","find.html","edges.parquet","accuracy.parquet","writers.parquet","components.parquet")
 
 def _read_key(path:Path)->dict|None:
     "The key of a run that is already here"
@@ -162,7 +163,7 @@ class RunFolder:
             raise
 
     @property
-    def kind(self)->str: # paper run, or scan
+    def kind(self)->str: # paper run, scan, find
         "What kind of results this folder is for"
         return self.key.get("kind") or "paper run"
 
