@@ -68,6 +68,7 @@ def _entered(upper:UpperLayers, prompts:Prompts, window:int|None)->tuple: # of (
     if not len(prompts): raise TaskError(f"The model reads {room} tokens at most, and no prompt is that short.")
     return tuple((training_batch(upper,p.tokens,window),p) for p in (prompts[g] for g in prompts.groups()))
 
+# %% ../../nbs/edits/guards.ipynb #g006b
 def text_guard(upper:UpperLayers,
                limit:float=.008, # nats per token
                n:int=32, # windows
@@ -212,7 +213,8 @@ def rank1_starts(data:TrainingData,
     for p,g in _gradients(data,_whole_matrices(model,list(places)),most).items():
         free = _free(model,p,heads)
         U,_,Vh = torch.linalg.svd(g if free is None else g*free,full_matrices=False)
-        parts.append(Rank1(p[0],U[:,0],-Vh[0],1.,p[1],free))
+        write = -Vh[0] if free is None else -Vh[0]*free
+        parts.append(Rank1(p[0],U[:,0],write/write.norm(),1.,p[1],free))
     def along(x): # (batch part), one number for each window
         return {k:f for i,r in enumerate(parts) for k,f in _single(r,x[:,i]).items()}
     F = floored(projected_fisher(data,along,len(parts),16,data.seed))
@@ -259,7 +261,8 @@ def _guarded_step(data:TrainingData, choice, u, opt, guards, w:_Weights, s:Guard
     u.grad, = torch.autograd.grad(loss,[u])
     opt.step()
     for k,x in used.items(): w.see(k,float(x.detach()))
-    return dict(task=task.item())|{f"used {k}":x for k,x in w.used.items()}|{f"weight {k}":x for k,x in w.weight.items()}
+    told = {f"{what} {k}":x for what,d in (("used",w.used),("weight",w.weight)) for k,x in d.items()}
+    return dict(task=task.item())|told
 
 # %% ../../nbs/edits/guards.ipynb #g023
 def used_limits(upper:UpperLayers, add:dict, guards)->dict: # name to the part of its limit
