@@ -1,5 +1,6 @@
 "Guards: their losses by plain runs of the edited model, weights that follow limits, training that keeps them"
 
+import json
 import math
 
 import pytest
@@ -194,3 +195,26 @@ def test_repeats_are_scored_by_halves(toy, upper):
     T = s.parts[0][1]
     p = logs(toy, T)[:, :-1].gather(2, T[:, 1:, None])[..., 0]
     assert torch.allclose(s.before["loss"].float(), -p[:, 6:].mean(1), atol=1e-4)
+
+
+def test_arms_are_kept_and_collected(toy, tmp_path):
+    "An arm that is there is left alone; the file holds the rows of whole-weight runs; several models are refused"
+    study = VarietyStudy(toy, 1, n=6, n_items=(3,), window=None, words=4)
+    sets = {"choose": variety_sets(study.upper, "choose", 5, (4,))}
+    arm = VarietyArm("queries", ((2, "Q"),), families=3, settings=GuardedSettings(steps=2))
+    folder = variety_arm(study, arm, sets, tmp_path)
+    at = (folder / "arm.json").stat().st_mtime_ns
+    assert variety_arm(study, arm, sets, tmp_path) == folder and (folder / "arm.json").stat().st_mtime_ns == at
+    rows = stored_variety(collect_variety(tmp_path, tmp_path / "all.json"))
+    assert set(rows.arm) == {"queries"} and set(rows.families) == {3} and set(rows.measured) == {"choose"}
+    assert {("lists", "top1"), ("contrast", "share")} <= set(zip(rows.area, rows.measure))
+    about = json.loads((folder / "arm.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    about["provenance"]["sha256"] = "0" * 64
+    (other / "arm.json").write_text(json.dumps(about))
+    (other / "choose.json").write_text((folder / "choose.json").read_text())
+    with pytest.raises(OutputError, match="2 different models"):
+        collect_variety(tmp_path, tmp_path / "all.json")
+    with pytest.raises(OutputError, match="No measured arm"):
+        collect_variety(tmp_path / "none", tmp_path / "all.json")
