@@ -35,6 +35,7 @@ class Change:
     V:Tensor # (k d_model) orthonormal directions
     G:Tensor # (k k) new coordinates are old ones times this; a gain or (k) gains stand for a diagonal
     names:tuple=() # (k) one per direction, such as "8.10.0"
+    side:str="O" # "O" of what the head writes; "Q" or "K" of what it reads for queries or keys; "K" counts KV heads
     def __post_init__(self):
         put = lambda k,x: object.__setattr__(self,k,x)
         put("V",_floats(self.V,"V"))
@@ -46,6 +47,8 @@ class Change:
         _check_change(self)
     @property
     def where(self)->Head: return Head(self.layer,self.head)
+    @property
+    def place(self)->tuple: return self.where,self.side
 
 # %% ../nbs/04_interventions.ipynb #c006
 @full_precision()
@@ -64,6 +67,7 @@ def _floats(x, what:str)->Tensor:
 def _check_change(c:Change):
     "Refuse shapes that do not fit, and directions that are not orthonormal"
     k = len(c.V)
+    if c.side not in ("O","Q","K"): raise EditError(f"Unknown side {c.side!r}. Choose O (written), Q or K (read).")
     if c.V.ndim!=2 or not 1<=k<=c.V.shape[1]:
         raise EditError(f"Directions have shape {tuple(c.V.shape)}; wanted (k, d_model), k at least 1.")
     if c.G.shape!=(k,k):
@@ -75,13 +79,13 @@ def _check_change(c:Change):
 
 # %% ../nbs/04_interventions.ipynb #c009
 @full_precision()
-def _changed(W:Tensor, # (d_head d_model) a head's W_O
-             changes:list, # of this head, in order
+def _changed(W:Tensor, # (d_head d_model) a head's W_O, or its W_Q or W_K transposed
+             changes:list, # of this matrix, in order
             )->Tensor: # (d_head d_model) in the type and on the device of `W`
-    "W_O after some changes, each acting on what the one before left"
+    "A matrix after some changes, each acting on what the one before left"
     out = W.to("cpu",torch.float64)
     for c in changes:
-        V,G = c.V.double(),c.G.double()
+        V,G = c.V.double(),(c.G if c.side=="O" else c.G.mT).double()
         out = out+(out@V.T)@(G-torch.eye(len(G)).double())@V
     return out.to(W)
 
@@ -90,23 +94,26 @@ def _changed(W:Tensor, # (d_head d_model) a head's W_O
 class Edit:
     "Changes to some heads of one particular model"
     changes:tuple # of `Change`, by head
-    target:dict # sizes and model_type, and `heads`: SHA-256 of each touched head's W_O in float32
+    target:dict # sizes and model_type, and `heads`: SHA-256 of each touched matrix in float32
     info:dict=field(default_factory=dict) # name, processing, source ...
     def __post_init__(self):
-        object.__setattr__(self,"changes",tuple(sorted(self.changes,key=lambda c:c.where)))
-        heads = [c.where for c in self.changes]
-        if not heads: raise EditError("This edit changes nothing. Name at least one component.")
-        if len(set(heads))<len(heads):
-            raise EditError("An edit holds one change for each head. Join those of one head with + or then.")
+        object.__setattr__(self,"changes",tuple(sorted(self.changes,key=lambda c:c.place)))
+        places = [c.place for c in self.changes]
+        if not places: raise EditError("This edit changes nothing. Name at least one component.")
+        if len(set(places))<len(places):
+            raise EditError("An edit holds one change for each head and side. Join those of one head with + or then.")
     @property
-    def heads(self)->list[Head]: return [c.where for c in self.changes]
+    def heads(self)->list[Head]: return list(dict.fromkeys(c.where for c in self.changes))
+    @property
+    def reads(self)->bool: return any(c.side!="O" for c in self.changes) # does it change what heads read?
     @property
     def name(self)->str: return self.info.get("name") or ", ".join(n for c in self.changes for n in c.names)
 
 # %% ../nbs/04_interventions.ipynb #c013
 def _content(e:Edit)->bytes:
     "All that makes an edit what it is, as bytes"
-    parts = [json.dumps([e.target,[(c.where,c.names,tuple(c.V.shape)) for c in e.changes]],sort_keys=True).encode()]
+    def head(c): return c.where,c.names,tuple(c.V.shape),*([] if c.side=="O" else [c.side])
+    parts = [json.dumps([e.target,[head(c) for c in e.changes]],sort_keys=True).encode()]
     return b"\0".join(parts+[x.numpy().tobytes() for c in e.changes for x in (c.V,c.G)])
 
 @patch(as_prop=True)
@@ -125,7 +132,8 @@ def components(self:Edit)->pd.DataFrame: # layer head name gain mixes
     for c in self.changes:
         mixed = (c.G-torch.diag(c.G.diag())).abs().sum(0)>0
         for i,n in enumerate(c.names):
-            rows.append(dict(layer=c.layer,head=c.head,name=n,gain=float(c.G[i,i]),mixes=bool(mixed[i])))
+            side = dict(side=c.side) if self.reads else {}
+            rows.append(dict(layer=c.layer,head=c.head,**side,name=n,gain=float(c.G[i,i]),mixes=bool(mixed[i])))
     return pd.DataFrame(rows)
 
 @patch(as_prop=True)
@@ -149,7 +157,7 @@ Edit.__repr__ = _summary
 
 # %% ../nbs/04_interventions.ipynb #c017
 class OutputProjections:
-    "Views of every head's W_O in the transformers model itself, which may be written to"
+    "Views of every head's W_O, and of W_Q and W_K, in the transformers model itself, which may be written to"
     def __init__(self, model, # from `load_model`, or of transformers; `EditError` in compatibility mode
                 ):
         if getattr(model,"compatibility_mode",False):
@@ -161,16 +169,37 @@ class OutputProjections:
         self.family,self.shape,self.model_type = family_of(config),shape_of(config),config["model_type"]
         named = hf.named_parameters(remove_duplicate=False)
         self.params = {n.replace("._original_component",""):p for n,p in named}
-    def name(self, layer:int)->str:
-        "Name of a layer's output projection in the transformers model; raises `EditError` where there is none"
-        name = f"{self.family.layer.format(l=layer)}{self.family.o}.weight"
-        for p in self.family.prefixes:
+    def name(self, layer:int, side:str="O")->str:
+        "Name of a projection in the transformers model; raises `EditError` where there is none"
+        f = self.family
+        own = {"O":f.o,"Q":f.qkv or f.q,"K":f.qkv or f.k}[side]
+        name = f"{f.layer.format(l=layer)}{own}.weight"
+        for p in f.prefixes:
             if p+name in self.params: return p+name
         raise EditError(f"This model has no {name}, so its heads cannot be edited.")
-    def parameter(self, layer:int): return self.params[self.name(layer)]
-    def __call__(self, h:Head)->Tensor: # (d_head d_model)
-        w,d = self.parameter(h.layer).detach(),self.shape.d_head
-        return (w if self.family.packing=="columns" else w.mT)[h.head*d:(h.head+1)*d]
+    def parameter(self, layer:int, side:str="O"): return self.params[self.name(layer,side)]
+    def __call__(self, h:Head, side:str="O")->Tensor: # (d_head d_model); of "Q" and "K" the matrix transposed
+        w = self.parameter(h.layer,side).detach()
+        return (w if (self.family.packing=="columns")==(side=="O") else w.mT)[self.rows(h,side)]
+    def rows(self, h:Head, side:str="O")->slice:
+        "Which inputs of the output projection a head has, or which outputs of the query or key projection"
+        start = self.shape.d_head*_first_row(self.family,self.shape,h.head,side)
+        return slice(start,start+self.shape.d_head)
+
+# %% ../nbs/04_interventions.ipynb #e017
+def _first_row(f:Family, s:Shape, head:int, side:str)->int: # in units of d_head
+    "Where a head's rows begin in a projection"
+    if side=="O" or not f.qkv: return head
+    if f.packing=="by head": return 3*head+"QK".index(side)
+    return head+s.n_heads*(side=="K")
+
+def _second_copies(o:OutputProjections, h:Head, side:str)->list: # of (d_head d_model)
+    "The same rows where the bridge runs on a copy of its own, as it does where query, key and value take turns"
+    name = o.name(h.layer,side).removesuffix(".weight").rpartition(".")[0]+f".{side.lower()}.weight"
+    own = o.params.get(name) if side!="O" and o.family.qkv else None
+    def start(x): return x.untyped_storage().data_ptr()
+    if own is None or start(own)==start(o.parameter(h.layer,side)): return []
+    return [own.detach()[h.head*o.shape.d_head:(h.head+1)*o.shape.d_head]]
 
 # %% ../nbs/04_interventions.ipynb #c022
 class _Active:
@@ -180,55 +209,67 @@ class _Active:
 @dataclass
 class _State:
     "What a model remembers while edits are active"
-    originals:dict=field(default_factory=dict) # head to its W_O before any edit
-    written:dict=field(default_factory=dict) # head to its W_O as we left it
+    originals:dict=field(default_factory=dict) # (head, side) to the matrix before any edit
+    written:dict=field(default_factory=dict) # (head, side) to the matrix as we left it
     active:list=field(default_factory=list) # of `_Active`, in order
 
 def _state(model)->_State: return model.__dict__.get("_edit_state") or _State()
 
-def saved_originals(model)->dict: # head to (d_head d_model)
-    "W_O before any edit, of the heads that active edits touch"
+def saved_originals(model)->dict: # (head, side) to (d_head d_model)
+    "Matrices before any edit, those that active edits touch"
     return dict(_state(model).originals)
 
 def original_weights(model, # from `load_model`
                      outputs:OutputProjections, # of the same model
                      head:Head,
+                     side:str="O", # of the head; "Q" and "K" give the matrix transposed
                     )->Tensor: # (d_head d_model)
-    "A head's W_O as it was before any edit"
-    return _state(model).originals.get(head, outputs(head))
+    "A head's W_O, W_Q or W_K as it was before any edit"
+    return _state(model).originals.get((head,side), outputs(head,side))
 
 def active_edits(model)->tuple:
     "Edits that are in the weights now, in order of application"
     return tuple(a.edit for a in _state(model).active)
 
 # %% ../nbs/04_interventions.ipynb #c018
-def _check_alone(o:OutputProjections, h:Head):
+_projection = {"O":"output","Q":"query","K":"key"}
+
+def _check_alone(o:OutputProjections, h:Head, side:str="O"):
     "Refuse weights that cannot be edited in place, or that something else shares"
-    p = o.parameter(h.layer)
-    if not p.is_floating_point() or p.numel()!=o.shape.n_heads*o.shape.d_head*o.shape.d_model:
-        raise EditError(f"The output projection of layer {h.layer} is quantised or packed. "
-            "Load the model in float32, bfloat16 or float16.")
+    p,s,what = o.parameter(h.layer,side),o.shape,f"The {_projection[side]} projection of layer {h.layer}"
+    own = {"O":s.n_heads,"Q":s.n_heads,"K":s.n_kv_heads}[side]
+    many = s.n_heads+2*s.n_kv_heads if side!="O" and o.family.qkv else own
+    if not p.is_floating_point() or p.numel()!=many*s.d_head*s.d_model:
+        raise EditError(f"{what} is quantised or packed. Load the model in float32, bfloat16 or float16.")
     start,end = p.data_ptr(),p.data_ptr()+p.numel()*p.element_size()
     here = f"{o.family.layer.format(l=h.layer)}"
     for n,q in o.params.items():
-        if not (q is p and here in n) and q.data_ptr()<end and start<q.data_ptr()+q.numel()*q.element_size():
-            raise EditError(f"The output projection of layer {h.layer} is shared with {n}: "
-                "editing one would edit both.")
+        mine = here in n and (q is p or side!="O") # the bridge may show parts of a packed matrix by other names
+        if not mine and q.data_ptr()<end and start<q.data_ptr()+q.numel()*q.element_size():
+            raise EditError(f"{what} is shared with {n}: editing one would edit both.")
 
 # %% ../nbs/04_interventions.ipynb #c019
 def _sha_of(W:Tensor)->str: # (d_head d_model)
-    "SHA-256 of a head's W_O in float32"
+    "SHA-256 of a head's matrix in float32"
     return hashlib.sha256(W.detach().to("cpu",torch.float32).contiguous().numpy().tobytes()).hexdigest()
 
+def _label(head:Head, side:str)->str: return str(head) if side=="O" else f"{head} {side}"
+
+def _checked_place(o:OutputProjections, place)->tuple: # (head, side); a head alone stands for what it writes
+    "A place that the model has, or `HeadError`"
+    head,side = place if isinstance(place,tuple) and len(place)==2 and isinstance(place[1],str) else (place,"O")
+    many = o.shape.n_kv_heads if side=="K" else o.shape.n_heads
+    return check_heads(parse_head(head),o.shape.n_layers,many)[0],side
+
 def target_of(model, # from `load_model`
-              heads, # heads that are touched
+              heads, # heads that are touched, or (head, side) where it is not "O"
              )->dict:
     "What an edit remembers of its model, from the weights as they were before any edit"
     o = OutputProjections(model)
-    heads = sorted(set(check_heads(heads,o.shape.n_layers,o.shape.n_heads)))
+    places = sorted({_checked_place(o,p) for p in ([heads] if isinstance(heads,(str,Head)) else heads)})
     s = o.shape
     return dict(model_type=o.model_type,n_layers=s.n_layers,n_heads=s.n_heads,d_model=s.d_model,d_head=s.d_head,
-                heads={str(h):_sha_of(original_weights(model,o,h)) for h in heads})
+                heads={_label(*p):_sha_of(original_weights(model,o,*p)) for p in places})
 
 # %% ../nbs/04_interventions.ipynb #c020
 def _info(model, name:str, **kw)->dict:
@@ -259,27 +300,32 @@ def _make_active(model, active:list):
 def _rewrite(model, active:list):
     "What `_make_active` does, with Ctrl-C held back and gradients off"
     o,was = OutputProjections(model),_state(model)
-    heads = {c.where for a in was.active+active for c in a.edit.changes}
-    by_head = {h:[c for a in active for c in a.edit.changes if c.where==h] for h in heads}
-    originals = {h:was.originals[h] if h in was.originals else o(h).clone() for h in heads}
-    new = {h:_changed(originals[h],by_head[h]) if by_head[h] else originals[h] for h in heads}
-    for h,W in new.items():
-        if by_head[h] and not W.isfinite().all():
-            raise EditError(f"The edit would make weights of head {h} infinite in {W.dtype}. Use smaller gains.")
+    places = {c.place for a in was.active+active for c in a.edit.changes}
+    by_place = {p:[c for a in active for c in a.edit.changes if c.place==p] for p in places}
+    originals = {p:was.originals[p] if p in was.originals else o(*p).clone() for p in places}
+    new = {p:_changed(originals[p],by_place[p]) if by_place[p] else originals[p] for p in places}
+    for p,W in new.items():
+        if by_place[p] and not W.isfinite().all():
+            raise EditError(f"The edit would make weights of head {_label(*p)} infinite in {W.dtype}. "
+                "Use smaller gains.")
     _write(o,new)
-    kept = {h for h in heads if by_head[h]}
-    pick = lambda d: {h:d[h] for h in kept}
+    kept = {p for p in places if by_place[p]}
+    pick = lambda d: {p:d[p] for p in kept}
     if active: model.__dict__["_edit_state"] = _State(pick(originals),pick(new),list(active))
     else: model.__dict__.pop("_edit_state",None)
 
 # %% ../nbs/04_interventions.ipynb #c026
+def _put(o:OutputProjections, values:dict): # (head, side) to (d_head d_model)
+    "Write matrices, wherever the model holds them"
+    for p,W in values.items():
+        for view in (o(*p),*_second_copies(o,*p)): view.copy_(W)
+
 def _write(o:OutputProjections, new:dict):
-    "Write some heads' W_O; if anything fails midway, put back what was there"
-    before = {h:o(h).clone() for h in new}
-    try:
-        for h,W in new.items(): o(h).copy_(W)
+    "Write some matrices; if anything fails midway, put back what was there"
+    before = {p:o(*p).clone() for p in new}
+    try: _put(o,new)
     except BaseException:
-        for h,W in before.items(): o(h).copy_(W)
+        _put(o,before)
         raise
 
 # %% ../nbs/04_interventions.ipynb #c028
@@ -291,14 +337,16 @@ def check_target(edit:Edit,
     have = dict(model_type=o.model_type)|{k:getattr(o.shape,k) for k in ("n_layers","n_heads","d_model","d_head")}
     if odd := [f"{k} {t.get(k)} (this model: {v})" for k,v in have.items() if t.get(k)!=v]:
         raise EditError(f"This edit was made for another model, with {', '.join(odd)}. Make it anew on this one.")
-    for h in edit.heads:
-        _check_alone(o,h)
-        if h in s.written and not torch.equal(o(h),s.written[h]):
-            raise EditError(f"Weights of head {h} were changed by something else since they were edited. "
+    for p in (c.place for c in edit.changes):
+        _check_alone(o,*p)
+        if any(not torch.equal(x,o(*p)) for x in _second_copies(o,*p)):
+            raise EditError(f"The model holds weights of head {_label(*p)} twice, and the two differ. Load it anew.")
+        if p in s.written and not torch.equal(o(*p),s.written[p]):
+            raise EditError(f"Weights of head {_label(*p)} were changed by something else since they were edited. "
                 "Undo the active edits first; that brings the original weights back.")
-        if _sha_of(original_weights(model,o,h))!=t["heads"].get(str(h)):
-            raise EditError(f"The weights of head {h} are not those this edit was made for: another checkpoint, "
-                "another dtype, or weights that were altered. Make the edit anew on this model.")
+        if _sha_of(original_weights(model,o,*p))!=t["heads"].get(_label(*p)):
+            raise EditError(f"The weights of head {_label(*p)} are not those this edit was made for: another "
+                "checkpoint, another dtype, or weights that were altered. Make the edit anew on this model.")
 
 # %% ../nbs/04_interventions.ipynb #c029
 def _drop(model, entries:list):
@@ -363,8 +411,11 @@ class _Untouched:
     def __call__(self, *args): return self.tensors(*args)
     def layer(self, l)->LayerWeights:
         o = OutputProjections(self.model)
-        W_O = [original_weights(self.model,o,Head(l,h)).float().cpu() for h in range(o.shape.n_heads)]
-        return replace(self.tensors.layer(l),W_O=torch.stack(W_O))
+        w,sizes = self.tensors.layer(l),{"O":o.shape.n_heads,"Q":o.shape.n_heads,"K":o.shape.n_kv_heads}
+        for side in {"O"}|{s for h,s in saved_originals(self.model) if h.layer==l}:
+            W = [original_weights(self.model,o,Head(l,h),side).float().cpu() for h in range(sizes[side])]
+            w = replace(w,**{f"W_{side}":torch.stack(W) if side=="O" else torch.stack(W).mT})
+        return w
 
 def as_written(weights:AttentionWeights)->AttentionWeights:
     "The same weights, with what heads write as W_O writes it: a norm after attention is not folded in"
@@ -438,16 +489,18 @@ def subspace_edit(model, # from `load_model`
                   names=(), # one per direction
                   orthonormal:bool=False, # make `V` orthonormal first; the gains then belong to the new directions
                   name:str="", # what to call the edit
+                  side:str="O", # "O": what the head writes; "Q", "K": what it reads for queries, or a KV head for keys
                  )->Edit: # raises `EditError`
-    "Change what a head writes along directions of any origin"
+    "Change what a head writes, or reads, along directions of any origin"
     o = OutputProjections(model)
-    h,V = check_heads(parse_head(head),o.shape.n_layers,o.shape.n_heads)[0],_floats(V,"V")
+    (h,side),V = _checked_place(o,(parse_head(head),side)),_floats(V,"V")
     if not V.numel(): raise EditError("There are no directions, so there is nothing to edit. Give at least one.")
     V = V.reshape(-1,V.shape[-1] if V.ndim else 1)
     if V.shape[1]!=o.shape.d_model: raise EditError(
         f"Directions have {V.shape[1]} entries, the residual stream of this model {o.shape.d_model}.")
     if orthonormal: V = _orthonormal(V)
-    return Edit((Change(*h,V,G,names),),target_of(model,[h]),_info(model,name))
+    change = Change(*h,V,G,names,side)
+    return Edit((change,),target_of(model,[change.place]),_info(model,name))
 
 def _orthonormal(V:Tensor)->Tensor: # (k d_model)
     "An orthonormal basis of some rows, or `EditError` where they span fewer directions than they are"
@@ -472,12 +525,12 @@ def _joined_change(a:Change, b:Change)->Change:
     if float((a.V.double()@b.V.double().T).abs().max())>1e-4:
         raise EditError(f"Both edits change directions of head {a.where} that are not orthogonal, so their order "
             "matters. Write a.then(b).")
-    return Change(*a.where,torch.cat([a.V,b.V]),torch.block_diag(a.G,b.G),a.names+b.names)
+    return Change(*a.where,torch.cat([a.V,b.V]),torch.block_diag(a.G,b.G),a.names+b.names,a.side)
 
 # %% ../nbs/04_interventions.ipynb #c051
 def _merge(a:Edit, b:Edit, how, sign:str)->Edit:
     "Two edits in one; `how` joins changes of one head"
-    target,A,B = _same_target(a,b),{c.where:c for c in a.changes},{c.where:c for c in b.changes}
+    target,A,B = _same_target(a,b),{c.place:c for c in a.changes},{c.place:c for c in b.changes}
     both = [how(A[h],B[h]) if h in A and h in B else A.get(h) or B[h] for h in A.keys()|B.keys()]
     shared = {k:v for k,v in a.info.items() if b.info.get(k)==v}
     return Edit(both,target,shared|dict(name=f"{a.name}{sign}{b.name}"))
@@ -498,7 +551,7 @@ def _chained(a:Change, b:Change)->Change:
     def on(c): # the change as a matrix on coordinates along Q
         V,G = c.V.double(),c.G.double()
         return torch.eye(len(Q)).double()+(Q@V.T)@(G-torch.eye(len(G)).double())@(V@Q.T)
-    return Change(*a.where,Q,on(a)@on(b),tuple(names))
+    return Change(*a.where,Q,on(a)@on(b) if a.side=="O" else on(b)@on(a),tuple(names),a.side)
 
 @patch
 def then(self:Edit, other:Edit)->Edit:
@@ -573,6 +626,8 @@ def edit_hooks(model, # from `load_model`
               )->list: # (hook name, function) for `model.hooks`, `run_with_hooks` or `Reruns.run`
     "Hooks that make `edit` in activations; the weights stay"
     check_target(edit,model)
+    if edit.reads: raise EditError("This edit changes what heads read, and only what they write can be changed at one "
+        "position. Use edited, which has the edit in the weights.")
     o,out = OutputProjections(model),[]
     for c in edit.changes:
         W = o(c.where)
@@ -667,7 +722,7 @@ def _others(w, edit:Edit, c:Change, taken:set, within:str, g)->tuple[Head,Tensor
 # %% ../nbs/04_interventions.ipynb #c070
 def _frame(model, c:Change, within:str, g)->tuple[Head,Tensor,tuple]: # head, directions, names
     "A random orthonormal frame within what the head writes, or in the whole residual stream"
-    W,k = OutputProjections(model)(c.where).detach().to("cpu",torch.float64),len(c.V)
+    W,k = OutputProjections(model)(*c.place).detach().to("cpu",torch.float64),len(c.V)
     basis = torch.linalg.svd(W,full_matrices=False) if within=="head" else None
     mix = torch.randn(k,len(W) if within=="head" else W.shape[1],generator=g,dtype=torch.float32,device="cpu").double()
     rank = W.shape[1] if basis is None else int(rank_of(basis[1]))
@@ -689,18 +744,22 @@ def random_like(edit:Edit,
         raise EditError(f"Unknown {within!r}. Choose components, head, other heads or residual.")
     if not isinstance(edit,Edit): raise EditError("The first argument is the edit to be matched, then the model; "
         f"this is a {type(edit).__name__}.")
+    if edit.reads and within in ("components","other heads"): raise EditError("Components are what heads "
+        "write, and this edit changes what they read. Choose within='head' or 'residual'.")
     check_target(edit,model)
     g,processing = derive_generator(seed,"random_like",within),edit.info.get("processing") or "raw"
     w,taken,out = _weights(model,processing),{n for c in edit.changes for n in c.names},None
     for c in edit.changes:
         is_frame = within in ("head","residual")
         h,V,names = _frame(model,c,within,g) if is_frame else _others(w,edit,c,taken,within,g)
-        one = Edit((Change(*h,V,c.G,names),),target_of(model,[h]),edit.info)
+        change = Change(*h,V,c.G,names,c.side)
+        one = Edit((change,),target_of(model,[change.place]),edit.info)
         out = one if out is None else out+one
     return replace(out,info=edit.info|dict(name=f"random {within} {seed}, as {edit.name}"))
 
 # %% ../nbs/04_interventions.ipynb #c075
-_kind,_files = "talking_heads edit 1",("edit.safetensors","edit.json")
+_kinds = ("talking_heads edit 1","talking_heads edit 2") # the second also knows what heads read
+_files = ("edit.safetensors","edit.json")
 
 @patch
 def save(self:Edit,
@@ -708,9 +767,10 @@ def save(self:Edit,
         )->Path: # `folder`
     "Write the edit as `edit.safetensors` and `edit.json`"
     folder = Path(folder)
-    data = save_tensors({f"{c.where}.{k}":getattr(c,k) for c in self.changes for k in "VG"})
-    about = dict(kind=_kind,name=self.name,sha256=self.sha256,tensors=hashlib.sha256(data).hexdigest(),
-        target=self.target,changes=[dict(head=str(c.where),names=list(c.names)) for c in self.changes],info=self.info)
+    data = save_tensors({f"{_label(*c.place)}.{k}":getattr(c,k) for c in self.changes for k in "VG"})
+    def head(c): return dict(head=str(c.where),names=list(c.names))|({} if c.side=="O" else dict(side=c.side))
+    about = dict(kind=_kinds[self.reads],name=self.name,sha256=self.sha256,tensors=hashlib.sha256(data).hexdigest(),
+        target=self.target,changes=[head(c) for c in self.changes],info=self.info)
     with atomic_path(folder/_files[0]) as tmp: tmp.write_bytes(data)
     write_json(about,folder/_files[1])
     return folder
@@ -725,8 +785,9 @@ def load_edit(folder, # that `Edit.save` wrote
         t = load_tensors(data)
         changes = []
         for c in about["changes"]:
-            V,G = (t[f"{c['head']}.{k}"] for k in "VG")
-            changes.append(Change(*parse_head(c["head"]),V,G,tuple(c["names"])))
+            h,side = parse_head(c["head"]),c.get("side","O")
+            V,G = (t[f"{_label(h,side)}.{k}"] for k in "VG")
+            changes.append(Change(*h,V,G,tuple(c["names"]),side))
         edit = Edit(changes,about["target"],about["info"])
         same = edit.sha256==about["sha256"]
     except (SafetensorError,KeyError,TypeError,AttributeError,TalkingHeadsError) as e:
@@ -748,10 +809,10 @@ def _read_edit(folder:Path)->tuple[dict,bytes]:
     except ValueError as e:
         raise CheckpointError(f"{folder/_files[1]} is not valid JSON ({e}). Save the edit again.") from e
     kind = str(about.get("kind")) if isinstance(about,dict) else ""
-    if kind!=_kind and re.fullmatch(r"talking_heads edit \d+",kind):
+    if kind not in _kinds and re.fullmatch(r"talking_heads edit \d+",kind):
         raise CheckpointError(f"{folder/_files[1]} was written in another form ({kind}) than this version of the "
-            f"package reads ({_kind}). Install the version that wrote it, or a newer one.")
-    if kind!=_kind: raise CheckpointError(f"{folder/_files[1]} does not describe an edit of this package.")
+            f"package reads ({_kinds[-1]}). Install the version that wrote it, or a newer one.")
+    if kind not in _kinds: raise CheckpointError(f"{folder/_files[1]} does not describe an edit of this package.")
     check_safetensors(folder/_files[0])
     data = (folder/_files[0]).read_bytes()
     if hashlib.sha256(data).hexdigest()!=about.get("tensors"):

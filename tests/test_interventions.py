@@ -955,7 +955,7 @@ def test_components_that_are_none_alone_are_warned_of(tmp_path):
 
 @pytest.mark.parametrize(
     "kind, says",
-    [("talking_heads edit 2", "another form"), ("somebody's", "does not describe"), (None, "does not describe")],
+    [("talking_heads edit 3", "another form"), ("somebody's", "does not describe"), (None, "does not describe")],
 )
 def test_edits_in_another_form(toy, tmp_path, kind, says):
     component_edit(toy, "1.0.0").save(tmp_path)

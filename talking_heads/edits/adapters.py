@@ -21,16 +21,17 @@ from ..svd import *
 @full_precision()
 def lora_factors(edit:Edit,
                  model, # the one it was made for
-                )->dict: # module's name to A (rank heads*d_head) and B (d_model rank)
-    "The edit as low-rank factors of every output projection it touches, from the weights before any edit"
+                )->dict: # module's name to A (rank inputs) and B (outputs rank)
+    "The edit as low-rank factors of every projection it touches, from the weights before any edit"
     check_target(edit,model)
     o,out = OutputProjections(model),{}
     for c in edit.changes:
-        W,V = original_weights(model,o,c.where).to("cpu",torch.float64),c.V.double()
-        A = torch.zeros(len(V),o.shape.n_heads*o.shape.d_head).double()
-        A[:,c.head*o.shape.d_head:(c.head+1)*o.shape.d_head] = (W@V.T).T
-        B = V.T@(c.G.double()-torch.eye(len(V)).double()).T
-        name = o.name(c.layer).removesuffix(".weight")
+        WV,V = original_weights(model,o,*c.place).to("cpu",torch.float64)@c.V.double().T,c.V.double() # (d_head k)
+        D,many = c.G.double()-torch.eye(len(V)).double(),o.parameter(c.layer,c.side).numel()//o.shape.d_model
+        wide = torch.zeros(many,len(V)).double() # over the heads' values, queries or keys
+        wide[o.rows(*c.place)] = WV if c.side=="O" else WV@D.T
+        A,B = (wide.T,V.T@D.T) if c.side=="O" else (V,wide)
+        name = o.name(c.layer,c.side).removesuffix(".weight")
         A0,B0 = out.get(name,(A[:0],B[:,:0]))
         out[name] = torch.cat([A0,A]),torch.cat([B0,B],1)
     return {n:(A.float().contiguous(),B.float().contiguous()) for n,(A,B) in out.items()}
@@ -96,7 +97,7 @@ def _plain_copy(model):
         plain = AutoModelForCausalLM.from_config(config,dtype=model.cfg.dtype)
     plain.load_state_dict({n:live[n] for n in plain.state_dict()})
     o = OutputProjections(plain)
-    for h,W in saved_originals(model).items(): o(h).copy_(W)
+    for p,W in saved_originals(model).items(): o(*p).copy_(W)
     if hf.generation_config is not None: plain.generation_config = copy.deepcopy(hf.generation_config)
     return plain.eval()
 
@@ -152,7 +153,8 @@ def _what(edit:Edit)->str:
         said += (" Where it says mixes, the new coordinate also takes from the other directions of the head; "
                  "the matrix is in `edit/`.")
     heads = f"{len(edit.heads)} head{'s'*(len(edit.heads)>1)}"
-    return (f"## What was changed\n\nOnly output projections of attention, in {heads}; {edit.n_params} numbers in all. "
+    where = "Query, key or output projections" if edit.reads else "Only output projections"
+    return (f"## What was changed\n\n{where} of attention, in {heads}; {edit.n_params} numbers in all. "
             "Processing of the weights in which components are numbered: "
             f"{edit.info.get('processing') or 'none'}. {said}\n\n"
             f"| layer | head | direction | gain |\n|---|---|---|---|\n{rows}")
@@ -189,11 +191,12 @@ def _base_lines(edit:Edit, model)->str:
     hashes = "\n".join(f"- {h}: `{x}`" for h,x in edit.target["heads"].items())
     licence = "that of the base model; look it up there before you pass this on"
     if c and c.name in ("smollm2","toy"): licence = "Apache-2.0, as the base model"
+    matrix = "the matrix" if edit.reads else "W_O"
     t,revision = edit.target,f", revision {c.revision}" if c and c.revision else ""
     shape = f"({t['model_type']}, {t['n_layers']} layers, {t['n_heads']} heads)"
     return (f"## Base model\n\n`{_base(model)}`{revision} {shape}, in {edit.info.get('dtype','its dtype')}.\n"
             f"SHA-256 of its weights: `{c.sha256 if c else 'unknown'}`. On other weights the edit means nothing.\n"
-            f"Touched heads, SHA-256 of W_O in float32:\n\n{hashes}\n\nLicence: {licence}.")
+            f"Touched heads, SHA-256 of {matrix} in float32:\n\n{hashes}\n\nLicence: {licence}.")
 
 # %% ../../nbs/edits/adapters.ipynb #c023
 def model_card(edit:Edit,

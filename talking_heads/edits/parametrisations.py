@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WeightUpdates', 'component_updates', 'head_updates', 'updates_edit', 'matrix_updates', 'rotated_updates',
-           'rank1_edit', 'Rank1']
+           'rank1_edit', 'Rank1', 'rank1_read_edit', 'channel_reads', 'Together']
 
 # %% ../../nbs/edits/parametrisations.ipynb #x003
 from ..base.core import * # first: it silences a warning of the next imports
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
@@ -19,23 +19,27 @@ from ..interventions import *
 # %% ../../nbs/edits/parametrisations.ipynb #c006
 @dataclass(frozen=True)
 class WeightUpdates:
-    "Rank-1 changes of what heads write; one number each is to be learned"
+    "Rank-1 changes of what heads write, or read; one number each is to be learned"
     heads:tuple # (n) of `Head`
     read:Tensor # (n d_model) direction read off the head's write
     write:Tensor # (n d_model) direction it is added along
     names:tuple # (n) such as "8.10.1"
     processing:str|None=None # of the weights whose components these are; None where they are no components
+    side:str="O" # "O": of what heads write; "Q": of what they read for queries; "K": of what KV heads read for keys
     def __len__(self): return len(self.heads)
     def __getitem__(self, ix)->"WeightUpdates":
         ix = list(map(int,ix))
         heads,names = (tuple(x[i] for i in ix) for x in (self.heads,self.names))
-        return WeightUpdates(heads,self.read[ix],self.write[ix],names,self.processing)
+        return WeightUpdates(heads,self.read[ix],self.write[ix],names,self.processing,self.side)
     def __add__(self, other)->"WeightUpdates": # `EditError` where they mean weights of different processing
+        if self.side!=other.side: raise EditError(f"Updates of side {self.side} and of side {other.side} are trained "
+            "as parts: write Together((a,b)).")
         if self.processing!=other.processing:
             raise EditError(f"Updates of {self.processing} and of {other.processing} weights are no one edit. "
                             "Make both with the same `processing`.")
         read,write = torch.cat([self.read,other.read]),torch.cat([self.write,other.write])
-        return WeightUpdates(self.heads+other.heads,read,write,self.names+other.names,self.processing)
+        return WeightUpdates(self.heads+other.heads,read,write,self.names+other.names,self.processing,
+                             self.side)
 
 # %% ../../nbs/edits/parametrisations.ipynb #c007
 @full_precision()
@@ -59,12 +63,12 @@ def head_updates(model, # from `load_model`
     return component_updates(model,component_names(attention_weights(model,processing),heads),processing)
 
 # %% ../../nbs/edits/parametrisations.ipynb #c009b
-def _mixing(h:Head, w:Tensor, v:Tensor, d:Tensor)->Change:
+def _mixing(h:Head, w:Tensor, v:Tensor, d:Tensor, side:str="O")->Change:
     "The change `y + sum d (y.w) v` in an orthonormal basis of all its directions"
     _,S,Q = torch.linalg.svd(torch.cat([w,v]).double(),full_matrices=False)
     Q = Q[present(S)]
     G = torch.eye(len(Q))+(Q@w.double().T*d)@(v.double()@Q.T)
-    return Change(*h,Q,G,tuple(f"{h} direction {i}" for i in range(len(Q))))
+    return Change(*h,Q,G,tuple(f"{h} direction {i}" for i in range(len(Q))),side)
 
 # %% ../../nbs/edits/parametrisations.ipynb #c009
 @full_precision()
@@ -79,11 +83,11 @@ def updates_edit(model, # from `load_model`
     for h in sorted(set(updates.heads)):
         ix = [i for i,k in enumerate(updates.heads) if k==h]
         w,v,d = updates.read[ix],updates.write[ix],x[ix].detach().float().cpu()
-        if torch.equal(w,v): changes.append(Change(*h,v,1+d,tuple(updates.names[i] for i in ix)))
-        else: changes.append(_mixing(h,w,v,d))
+        if torch.equal(w,v): changes.append(Change(*h,v,1+d,tuple(updates.names[i] for i in ix),updates.side))
+        else: changes.append(_mixing(h,w,v,d,updates.side))
     c = model.checkpoint
     info = dict(name=name,processing=updates.processing,source=c.source,sha256=c.sha256)|info
-    return Edit(tuple(changes),target_of(model,[c.where for c in changes]),info)
+    return Edit(tuple(changes),target_of(model,[c.place for c in changes]),info)
 
 # %% ../../nbs/edits/parametrisations.ipynb #c008
 def matrix_updates(updates:WeightUpdates, # of one head, orthonormal directions
@@ -94,7 +98,7 @@ def matrix_updates(updates:WeightUpdates, # of one head, orthonormal directions
     n = len(updates)
     i,j = torch.arange(n).repeat_interleave(n),torch.arange(n).repeat(n)
     names = tuple(f"{updates.names[a]} to {updates.names[b]}" for a,b in zip(i,j))
-    return WeightUpdates(updates.heads[:1]*(n*n),updates.read[i],updates.write[j],names,updates.processing)
+    return WeightUpdates(updates.heads[:1]*(n*n),updates.read[i],updates.write[j],names,updates.processing,updates.side)
 
 @full_precision()
 def rotated_updates(updates:WeightUpdates, # gains: read and write directions agree
@@ -133,20 +137,92 @@ def rank1_edit(model, # from `load_model`
 # %% ../../nbs/edits/parametrisations.ipynb #c057
 @dataclass(frozen=True)
 class Rank1:
-    "A rank-1 change of one layer's W_O, all heads together"
+    "A rank-1 change of one layer's W_O, W_Q or W_K, all heads together"
     layer:int
-    read:Tensor # (head*d_head) unit vector over the heads' values, where training starts
-    write:Tensor # (d_model) unit vector
+    read:Tensor # unit vector where training starts: (head*d_head) over values, or (d_model) over what heads read
+    write:Tensor # unit vector: (d_model), or (head*d_head) over queries or keys
     step:float # one unit of training along `write` moves this much
+    side:str="O" # "O", "Q" or "K"
+    free:Tensor|None=None # like `write`, 1 where it may be learned and 0 elsewhere; None for everywhere
 
-    def start(self, seed:int=0)->Tensor: # (head*d_head + d_model)
+    def start(self, seed:int=0)->Tensor: # (read + write)
         return torch.zeros(len(self.read)+len(self.write),dtype=torch.float32,requires_grad=True)
     def learned(self, u:Tensor)->Tensor: return u
     def _parts(self, u:Tensor)->tuple[Tensor,Tensor]:
         a,b = u.split([len(self.read),len(self.write)])
-        return self.read+a,self.step*b
-    def added(self, model, u:Tensor, t:float=1.)->dict: # layer to a function of the heads' values
+        return self.read+a,self.step*(b if self.free is None else b*self.free)
+    def added(self, model, u:Tensor, t:float=1.)->dict: # layer, or (layer, side), to a function of what is read
         a,b = self._parts(u)
         def add(z): return (z.reshape(*z.shape[:2],-1)@a.to(z))[...,None]*(t*b).to(z)
-        return {self.layer:add}
-    def edit(self, model, u:Tensor, name:str)->Edit: return rank1_edit(model,self.layer,*self._parts(u),name)
+        return {self.layer if self.side=="O" else (self.layer,self.side):add}
+    def edit(self, model, u:Tensor, name:str)->Edit:
+        if self.side=="O": return rank1_edit(model,self.layer,*self._parts(u),name)
+        return rank1_read_edit(model,self.layer,*self._parts(u),self.side,name)
+
+# %% ../../nbs/edits/parametrisations.ipynb #r021
+@full_precision()
+def rank1_read_edit(model, # from `load_model`
+                    layer:int,
+                    a:Tensor, # (d_model) read direction
+                    b:Tensor, # (head*d_head) what is added to queries or keys; heads of zeros are left alone
+                    side:str="Q", # "Q" or "K"
+                    name:str="rank-1 reading", # what to call the edit
+                   )->Edit: # raises `EditError` where a head has too few directions to read for `b`
+    "`W_Q + a b^T` of a layer as an edit, head by head: what is added to a query, is added to what the head reads"
+    W = getattr(model.blocks[layer].attn,f"W_{side}").detach().double().cpu() # (head d_model d_head)
+    a,want = a.detach().double().cpu(),b.detach().double().cpu().view(len(W),-1)
+    r = torch.einsum("hd,hdm->hm",want,torch.linalg.pinv(W)) # r W = b
+    off = (torch.einsum("hm,hmd->hd",r,W)-want).norm()/want.norm().clamp_min(1e-12)
+    if off>1e-3: raise EditError(f"Heads of layer {layer} read fewer directions than their queries or keys have "
+        "numbers, so this change is not one of what they read.")
+    size,kept = r.norm(dim=1),[h for h in range(len(W)) if want[h].abs().sum()>0]
+    if not kept: raise EditError("This change adds nothing, so there is no edit to make.")
+    heads = tuple(Head(layer,h) for h in kept)
+    read,write = (a/a.norm()).float().expand(len(kept),-1),(r/size.clamp_min(1e-12)[:,None])[kept].float()
+    updates = WeightUpdates(heads,read,write,tuple(map(str,heads)),None,side)
+    return updates_edit(model,updates,(size*a.norm())[kept].float(),name)
+
+# %% ../../nbs/edits/parametrisations.ipynb #r024
+def _norm_gain(model, o:OutputProjections, layer:int)->Tensor|float: # (d_model)
+    "The gain of the norm in front of attention"
+    if not o.family.norm: return 1.
+    name = f"{o.family.layer.format(l=layer)}{o.family.norm}.weight"
+    p = next(o.params[p+name] for p in o.family.prefixes if p+name in o.params)
+    return p.detach().double().cpu()+o.family.offset
+
+@full_precision()
+def channel_reads(model, # from `load_model`
+                  component, # such as "20.0.0": what is heard
+                  readers, # heads above it; of side "K" KV heads
+                  side:str="Q", # "Q" or "K"
+                 )->WeightUpdates: # one gain for each reader; raises `HeadError` for a reader that is not above
+    "Gains on what readers hear of one component"
+    o,(h,i) = OutputProjections(model),parse_component(component)
+    readers = check_heads(readers,o.shape.n_layers,o.shape.n_heads if side=="Q" else o.shape.n_kv_heads)
+    if low := [r for r in readers if r.layer<=h.layer]:
+        raise HeadError(f"{low[0]} is not above {h}, so it cannot hear it.")
+    v = components(attention_weights(model,"folded"),h.layer).Vh[h.head,i].double()
+    v = v-v.mean() if o.family.layer_norm else v
+    heard = torch.stack([v*_norm_gain(model,o,r.layer) for r in readers])
+    heard = (heard/heard.norm(dim=1,keepdim=True)).float()
+    return WeightUpdates(tuple(readers),heard,heard,tuple(f"{r} hears {h}.{i}" for r in readers),None,side)
+
+# %% ../../nbs/edits/parametrisations.ipynb #r027
+@dataclass(frozen=True)
+class Together:
+    "Several parametrisations, of different layers or sides, learned as one"
+    parts:tuple # of `Choice`, `Rank1`; no two may add to the same place
+
+    def start(self, seed:int=0)->Tensor: # all parts' numbers, one after another
+        return torch.cat([p.start(seed).detach() for p in self.parts]).requires_grad_(True)
+    def split(self, u:Tensor)->list[Tensor]: return list(u.split([len(p.start()) for p in self.parts]))
+    def learned(self, u:Tensor)->Tensor: return torch.cat([p.learned(x) for p,x in zip(self.parts,self.split(u))])
+    def added(self, model, u:Tensor, t:float=1.)->dict: # as of each part
+        made = [p.added(model,x,t) for p,x in zip(self.parts,self.split(u))]
+        places = [k for m in made for k in m]
+        if len(set(places))<len(places): raise EditError("Two parts add to the same layer and side. Learn them apart.")
+        return {k:f for m in made for k,f in m.items()}
+    def edit(self, model, u:Tensor, name:str)->Edit:
+        made = [p.edit(model,x,name) for p,x in zip(self.parts,self.split(u))]
+        out = sum(made[1:],made[0])
+        return replace(out,info=out.info|dict(name=name))

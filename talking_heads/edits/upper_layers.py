@@ -69,9 +69,16 @@ def _with_cache(x, cache): return cache if isinstance(x,Cache) else x
 
 # %% ../../nbs/edits/upper_layers.ipynb #l018b
 def _adding(f):
-    "A forward hook of an output projection that adds `f` of its input"
+    "A forward hook of a projection that adds `f` of its input"
     def hook(m, args, out): return out+f(args[0])
     return hook
+
+def _place(p)->tuple: return p if isinstance(p,tuple) else (p,"O") # layer, side
+
+def _projection(model, p):
+    "The module that a key of `added` means"
+    layer,side = _place(p)
+    return getattr(model.blocks[layer].attn,side.lower())
 
 @patch
 def _layers(self:UpperLayers, e:LayerInput, added:dict={}, rows=None, stop:int|None=None)->Tensor:
@@ -80,7 +87,7 @@ def _layers(self:UpperLayers, e:LayerInput, added:dict={}, rows=None, stop:int|N
     cache = None if e.cache is None else _fresh(e.cache,rows)
     handles = []
     try:
-        for l,f in added.items(): handles.append(self.model.blocks[l].attn.o.register_forward_hook(_adding(f)))
+        for p,f in added.items(): handles.append(_projection(self.model,p).register_forward_hook(_adding(f)))
         for l in range(self.layer,self.model.cfg.n_layers if stop is None else stop):
             args,kw = e.calls[l]
             kw = {n:_with_cache(v,cache) for n,v in kw.items()}
@@ -157,13 +164,14 @@ def enter(self:UpperLayers, tokens:Tensor, # (batch pos) of one length, no paddi
 # %% ../../nbs/edits/upper_layers.ipynb #c018
 @patch
 def run(self:UpperLayers, e:LayerInput, # from `enter`
-        added:dict={}, # layer to what is added to its attention output, a function of (batch pos head*d_head) values
+        added:dict={}, # layer to what its attention output gains, a function of (batch pos head*d_head) values; or
+                       # (layer, "Q" or "K") to what queries or keys gain, of (batch pos d_model) after the norm
         rows=None, # some of the prompts; None for all
         stop:int|None=None, # return the residual stream entering this layer
        )->Tensor: # (batch pos d_model): what the unembedding reads; raises `HeadError`, `ModelError`
     "The upper layers, with gradients where `added` has any"
     check_mode(self.model)
-    check_hooks(self.model,[*active_hooks(self.model),*(f"blocks.{l}.attn" for l in added)],self.layer,stop)
+    check_hooks(self.model,[*active_hooks(self.model),*(f"blocks.{_place(p)[0]}.attn" for p in added)],self.layer,stop)
     if self._below()!=e.below: raise ModelError(f"Weights below layer {self.layer} were changed since these prompts "
         "entered it. Enter them anew.")
     def again(hooks):
@@ -171,30 +179,40 @@ def run(self:UpperLayers, e:LayerInput, # from `enter`
     return check_finite(self._layers(e,added,rows,stop), self.model, "values of the residual stream", again)
 
 # %% ../../nbs/edits/upper_layers.ipynb #c020
-def _value_reads(model, updates:WeightUpdates, layer:int, ix:list)->Tensor: # (head*d_head n)
-    "How the updates `ix` of one layer read the values of all its heads"
+def _value_reads(model, updates:WeightUpdates, layer:int, ix:list)->tuple[Tensor,Tensor]: # (head*d_head n), (n d_model)
+    "How the updates `ix` of one layer read the values of all its heads, and what they add"
     W_O = model.blocks[layer].attn.W_O.detach()
     P = W_O.new_zeros(*W_O.shape[:2],len(ix)) # (head d_head n)
     for j,i in enumerate(ix):
         h = updates.heads[i].head
         P[h,:,j] = W_O[h]@updates.read[i].to(W_O)
-    return P.flatten(0,1)
+    return P.flatten(0,1),updates.write[ix].to(P)
+
+def _query_adds(model, updates:WeightUpdates, layer:int, ix:list)->tuple[Tensor,Tensor]: # (d_model n), (n head*d_head)
+    "How the updates `ix` of one layer read the stream, and what that adds to queries or keys"
+    W = getattr(model.blocks[layer].attn,f"W_{updates.side}").detach() # (head d_model d_head)
+    V = W.new_zeros(len(ix),W.shape[0],W.shape[2])
+    for j,i in enumerate(ix):
+        h = updates.heads[i].head
+        V[j,h] = updates.write[i].to(W)@W[h]
+    return updates.read[ix].to(W).mT,V.flatten(1)
 
 def _addition(x:Tensor, ix:list, P:Tensor, V:Tensor):
     "What the updates `ix` add, as a function of the values"
     x = x.to(P) # learned on the CPU in float32, used where the model is
-    def add(z): # (batch pos head*d_head)
+    def add(z): # (batch pos head*d_head), or (batch pos d_model)
         by = x[...,ix] if x.ndim==1 else x[:,None,ix]
         return ((z.reshape(*z.shape[:2],-1)@P)*by)@V
     return add
 
+# %% ../../nbs/edits/upper_layers.ipynb #c020b
 def added_output(model, # from `load_model`
                  updates:WeightUpdates,
                 ): # a function of x (n), or (batch n) for one setting per prompt, to a dict for `UpperLayers.run`
-    "What the updates add to each layer's attention output"
+    "What the updates add to each layer's attention output, or to its queries or keys"
     layers = {}
     for l in sorted({h.layer for h in updates.heads}):
         ix = [i for i,h in enumerate(updates.heads) if h.layer==l]
-        P = _value_reads(model,updates,l,ix)
-        layers[l] = ix,P,updates.write[ix].to(P)
-    return lambda x: {l:_addition(x,*parts) for l,parts in layers.items()}
+        make = _value_reads if updates.side=="O" else _query_adds
+        layers[l if updates.side=="O" else (l,updates.side)] = ix,*make(model,updates,l,ix)
+    return lambda x: {p:_addition(x,*parts) for p,parts in layers.items()}

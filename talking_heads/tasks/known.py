@@ -15,9 +15,11 @@ from .texts import *
 from .files import *
 from .rows import file_suffixes
 from .shop import *
+from .wordings import *
 
 # %% ../../nbs/tasks/known.ipynb #k005
-known_tasks = {t.name:t for t in (ioi_task,list_task,contrast_task,repeats_task,text_task,shop_task)}
+known_tasks = {t.name:t for t in (ioi_task,list_task,contrast_task,repeats_task,text_task,shop_task,list_wordings,
+                              contrast_wordings)}
 
 default_task = ioi_task # on which heads are found, and which edits leave alone, unless another is named
 
