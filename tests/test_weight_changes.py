@@ -237,6 +237,9 @@ def test_pickles_broken_and_absent_files(llama, lora, tmp_path):
     (lora / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="JSON"):
         read_change(lora, model)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EditError, match="no edit, no adapter and no checkpoint"):
+        read_change(tmp_path / "empty", model)
     with pytest.raises(ModelError, match="not a folder"):
         read_change(tmp_path / "nowhere", model)
     (tmp_path / "th_edit.json").write_text("{}")

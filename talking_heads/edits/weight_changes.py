@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['head_blocks', 'Parameters', 'Added', 'Factors', 'Stored', 'Drawn', 'singular_values', 'directions_needed',
            'WeightChange', 'weight_change', 'read_adapter', 'read_adapter_config', 'change_of_edit', 'read_tensors',
-           'read_checkpoint', 'read_change', 'random_change']
+           'read_checkpoint', 'change_kind', 'read_change', 'random_change']
 
 # %% ../../nbs/edits/weight_changes.ipynb #c003
 import hashlib, json, math, re
@@ -196,6 +196,9 @@ class WeightChange:
         "Heads whose weights are touched"
         t = self.rows[self.rows.part!=""]
         return {k:sorted(parse_head(h) for h in set(g["head"])) for k,g in t.groupby("part")}
+    @property
+    def about(self)->dict: # what an audit says of it
+        return dict(name=self.name,kind=self.kind,sha256=self.sha256,summary=self.summary,notes=list(self.notes))
     def __call__(self, model): return self.applied(model) # so that `audit` takes it
     def __repr__(self): return self.summary
 
@@ -477,21 +480,32 @@ def read_checkpoint(name, # folder, hub id or GGUF file, as `find_checkpoint` ta
 # %% ../../nbs/edits/weight_changes.ipynb #c041
 _pickles = (".bin",".pt",".pth",".ckpt",".pkl",".pickle")
 
+def change_kind(path, # as `read_change` takes it
+               )->str: # "checkpoint", "LoRA adapter", "edit" or "tensors"; raises what can be told without a model
+    "What kind of change is stored in a place"
+    p = Path(str(path)).expanduser()
+    if p.suffix.lower() in _pickles: raise EditError(f"{p.name} is a pickle, which can run code when opened, so it is "
+        "refused. Save the tensors as safetensors where you trust them.")
+    if (p/"config.json").is_file(): return "checkpoint" # what its weights say, whatever lies beside
+    if (p/"adapter_config.json").is_file():
+        _check_lora(read_adapter_config(p),p.name)
+        return "LoRA adapter"
+    if (p/"edit.json").is_file() or (p/"edit"/"edit.json").is_file(): return "edit"
+    if (p/"th_edit.json").is_file():
+        raise EditError(f"{p} holds the report of an edit that was not kept, and no edit. There is nothing to judge.")
+    if p.suffix==".safetensors" and p.is_file(): return "tensors"
+    if p.is_dir(): raise EditError(f"{p} holds no edit, no adapter and no checkpoint: none of edit.json, "
+        "adapter_config.json and config.json.")
+    return "checkpoint"
+
+# %% ../../nbs/edits/weight_changes.ipynb #c041b
 def read_change(path, # edit folder, PEFT folder, safetensors file, or a second checkpoint: folder, hub id, GGUF file
                 model, # from `load_model`, unedited
                )->WeightChange: # raises `EditError`, `CheckpointError` or `ModelError`
     "Any change of a model's weights from where it is stored"
-    p = Path(str(path)).expanduser()
-    if p.suffix.lower() in _pickles: raise EditError(f"{p.name} is a pickle, which can run code when opened, so it is "
-        "refused. Save the tensors as safetensors where you trust them.")
-    if (p/"config.json").is_file(): return read_checkpoint(path,model) # what its weights say, whatever lies beside
-    if (p/"adapter_config.json").is_file(): return read_adapter(p,model)
-    if (p/"edit.json").is_file(): return change_of_edit(load_edit(p,model),model)
-    if (p/"edit"/"edit.json").is_file(): return change_of_edit(load_edit(p/"edit",model),model)
-    if (p/"th_edit.json").is_file():
-        raise EditError(f"{p} holds the report of an edit that was not kept, and no edit. There is nothing to judge.")
-    if p.suffix==".safetensors" and p.is_file(): return read_tensors(p,model)
-    return read_checkpoint(path,model)
+    kind,p = change_kind(path),Path(str(path)).expanduser()
+    if kind=="edit": return change_of_edit(load_edit(p if (p/"edit.json").is_file() else p/"edit",model),model)
+    return dict(checkpoint=read_checkpoint,tensors=read_tensors).get(kind,read_adapter)(path,model)
 
 # %% ../../nbs/edits/weight_changes.ipynb #c044
 def _drawn(name:str, D:Tensor, seed:int)->Drawn:
