@@ -74,6 +74,8 @@ def test_how_many_prompts_it_would_take(toy):
     v.loc[v.rule == "ioi", ["verdict", "value", "high", "limit"]] = ["unsure", 0.004, 0.016, 0.01]
     need = prompts_needed(replace(a, verdicts=v))
     assert need.to_dict("records") == [dict(rule="ioi", area="ioi", n=60, needed=240)]  # half width twice the room
+    v.loc[v.rule == "ioi", "value"] = 0.0  # not one lost: the bound falls with n
+    assert prompts_needed(replace(a, verdicts=v)).needed[0] == 96
     v.loc[v.rule == "ioi", "value"] = 0.01
     assert prompts_needed(replace(a, verdicts=v)).needed[0] == float("inf")
 

@@ -224,6 +224,18 @@ def test_adapters_that_do_not_fit(llama, lora, f, says):
     assert same(before, state(llama[1]))
 
 
+def test_a_tied_matrix_is_not_adapted_alone(tmp_path):
+    "The output matrix of a model with tied embeddings is the input matrix too"
+    folder = tiny.save("gpt2", tmp_path / "m")
+    model = load_model(str(folder), device="cpu")
+    write_lora(tmp_path / "a", plain(folder), ["lm_head"])
+    with pytest.raises(EditError, match="would change both"):
+        read_change(tmp_path / "a", model)
+    untied = tiny.save("gpt2", tmp_path / "u", tie_word_embeddings=False)
+    with pytest.raises(EditError, match="two matrices"):
+        read_change(untied, model)
+
+
 def test_pickles_broken_and_absent_files(llama, lora, tmp_path):
     model = llama[1]
     with pytest.raises(EditError, match="pickle"):

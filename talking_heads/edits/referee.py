@@ -38,7 +38,9 @@ def prompts_needed(a:Audit)->pd.DataFrame: # rule area n needed; one row per rul
     rows = []
     for r in a.verdicts[a.verdicts.verdict=="unsure"].itertuples():
         n,room,half = _prompts_of(a,r.rule),r.limit-r.value,r.high-r.value
-        needed = math.ceil(n*(half/room)**2) if room>0 and math.isfinite(half) else math.inf
+        ratio = half/room if room>0 else math.inf
+        if r.value: ratio = ratio**2 # where nothing was lost, exact bounds of shares fall with n itself
+        needed = math.ceil(n*ratio) if math.isfinite(ratio) else math.inf
         rows.append(dict(rule=r.rule,area=_split_of.get(r.rule,(r.rule,""))[0],n=n,needed=needed))
     return pd.DataFrame(rows,columns=["rule","area","n","needed"])
 
@@ -233,7 +235,7 @@ class RefereeReport:
 def _worst_words(r)->str:
     "The worst thing in one sentence"
     if r is None: return "Nothing could be tested on this model."
-    part = f"{r.used:.0%} of its limit" if math.isfinite(r.used) else "beyond a limit of 0"
+    part = f"{r.used:.0%} of its limit" if math.isfinite(r.used) else "beyond its limit" # of 0, or no number at all
     lead = dict(fail="The worst:",unsure="Not sure of:").get(r.verdict,"Closest to its limit:")
     return f"{lead} {r.rule}, {part}. {r.reason[:1].upper()}{r.reason[1:]}."
 

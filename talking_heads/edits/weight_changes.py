@@ -360,6 +360,8 @@ def _lora_part(params:Parameters, module:str, ab:dict, config:dict, where:str)->
     name = params.find(f"{module}.weight")
     if name is None: raise EditError(f"{where} changes {module}, which is no module of this model: the adapter is for "
         "another one.")
+    if not name.endswith(f"{module}.weight") and module!="embed_out": raise EditError(f"{where} adapts {module}, whose "
+        f"matrix this model shares with {name}: put into the weights it would change both.")
     A,B = ab["A"].float(),ab["B"].float()
     if A.ndim!=2 or B.ndim!=2 or A.shape[0]!=B.shape[1]:
         raise EditError(f"The matrices of {module} in {where} do not fit each other: {tuple(A.shape)} and "
@@ -446,7 +448,10 @@ def _checkpoint_parts(c:Checkpoint, params:Parameters)->tuple[dict,set]: # parts
                 stray += [] if _buffers.search(key) else [key]
                 continue
             _same_shape(entry["shape"],params,name,c.name)
-            parts[name] = Stored(f,key,c.sha256)
+            new = Stored(f,key,c.sha256)
+            old = parts.setdefault(name,new)
+            if old is not new and not torch.equal(old.values(),new.values()): raise EditError(f"{c.name} has two "
+                f"matrices where this model has {name} for both, so the difference is no change of its weights.")
             kinds.add(entry["dtype"])
     gone = [n for n in params.all_names() if n not in parts]
     what = f"lacks {gone[0]}" if gone else f"has {stray[:1]}, which the model lacks"
