@@ -588,6 +588,8 @@ def _about(edit)->dict:
     if isinstance(edit,Edit):
         heads = [str(h) for h in edit.heads]
         return dict(name=edit.name, sha256=edit.sha256, directions=len(edit.components), heads=heads)
+    about = getattr(edit,"about",None) # a `WeightChange` says what it is
+    if about is not None: return about
     return dict(name=getattr(edit,"__name__",type(edit).__name__).replace("_"," "))
 
 def audit(model, # from `load_model`, unedited
