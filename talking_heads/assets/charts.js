@@ -245,6 +245,18 @@ const followAddress = (host, chart) => {
   return true
 }
 
+// Keeps the chart in the window while those above it are still drawn, until the reader moves
+const stayAt = host => {
+  const above = [...document.querySelectorAll(".th-chart")].filter(h => h.compareDocumentPosition(host) & 4)
+  let tries = 20
+  const timer = setInterval(() => {
+    host.scrollIntoView({block: "start", behavior: "instant"})
+    if (!tries-- || above.every(h => h.querySelector("svg"))) clearInterval(timer)
+  }, 150)
+  for (const kind of ["wheel", "keydown", "touchstart", "pointerdown"])
+    addEventListener(kind, () => clearInterval(timer), {once: true, passive: true})
+}
+
 // Lets the address of the page follow what is chosen in a chart
 const tellAddress = (host, chart) => {
   const a = chart.spec.usermeta?.address
@@ -290,7 +302,7 @@ const watch = (host, chart) => {
     if (!followAddress(host, chart)) return false
     seen = ""
     look()
-    busy = busy.then(() => host.scrollIntoView({block: "start"}))
+    busy = busy.then(() => stayAt(host))
     return true
   }
   const begin = () => {

@@ -82,7 +82,7 @@ def _line_message(r)->str:
     whole = v["everywhere"]["intact"]["score"]
     rest = max(0.,*(1-x["score"]/whole for k,x in v["everywhere"].items() if "random" in k))
     return (f"without component {v['component']} the movers of SmolLM2 lose {pct(v['relative'])} of their preference "
-            f"for the right name, without random components {pct(rest)}")
+            f"for the right name (without random components: {pct(rest)})")
 
 def _line_steering(r)->str:
     "How often a few coordinates name an arbitrary item"
@@ -166,7 +166,8 @@ def message_chart(s:dict, # from `stored_picture`
     df = checked_table(pd.DataFrame(rows),"arm factor mean low high n","message_chart")
     names = list(_arm_looks)
     hue,dash = (alt.Scale(domain=names,range=list(x)) for x in zip(*_arm_looks.values()))
-    color,dash = alt.Color("arm:N",title=None,scale=hue),alt.StrokeDash("arm:N",title=None,scale=dash)
+    legend = alt.Legend(symbolOpacity=1)
+    color,dash = alt.Color("arm:N",title=None,scale=hue,legend=legend),alt.StrokeDash("arm:N",title=None,scale=dash)
     x = alt.X("factor:Q",title="factor on the component",axis=alt.Axis(values=list(range(-3,4))))
     y = alt.Y("mean:Q",title="right name ahead",scale=alt.Scale(domain=[0,1]),axis=_shares)
     base = alt.Chart(inline_data(df),width="container",height=250).encode(x=x,color=color)
@@ -189,7 +190,7 @@ def steering_chart(s:dict, # from `stored_steering`
     dash = alt.Scale(domain=arms,range=[[1,0],[1,0],[5,3],[5,3]])
     x = alt.X("n_items:Q",title="items in the list",axis=alt.Axis(tickMinStep=1))
     y = alt.Y("mean:Q",title="arbitrary target named",scale=alt.Scale(domain=[0,1]),axis=_shares)
-    color = alt.Color("arm:N",title=None,scale=looks)
+    color = alt.Color("arm:N",title=None,scale=looks,legend=alt.Legend(symbolOpacity=1))
     base = alt.Chart(inline_data(df),width="container",height=250).encode(x=x,color=color)
     lines = base.mark_line(point=True).encode(y=y,strokeDash=alt.StrokeDash("arm:N",title=None,scale=dash),
                                               tooltip=tooltip(df,"arm n_items mean low high n"))

@@ -221,7 +221,7 @@ def mean_looks(state:dict, # of one sentence
 def _column(component:str, movers:list, factor:float, control:bool)->str:
     "The head, the message and the movers above the last word"
     head,less = component.rpartition(".")[0]," less" if factor<0 else ""
-    many = ", ".join(movers) if len(movers)<5 else f"{len(movers)} heads"
+    many = " ".join(movers) if len(movers)<5 else f"{len(movers)} heads"
     return (f'<line class="stream" x1="{_end_x}" x2="{_end_x}" y1="207" y2="221"/>'
         f'<rect class="box" x="226" y="171" width="132" height="36" rx="4"/>'
         +_label("inhibition head",_end_x,186,"small","middle")+_label(head,_end_x,201,"tiny","middle")
@@ -243,10 +243,10 @@ def panel_svg(s:dict, # from `stored_picture`
     states = {f:x for f,x in zip(s["factors"],one["states"][arm])}
     now,before,component = states[factor],states[1.],s["control" if control else "component"]
     words,middles = _sentence(one["lines"])
-    order = sorted(middles,key=middles.get,reverse=True)
+    order = sorted(middles,key=lambda r: (r=="S2",-middles[r])) # so that no arc crosses another
     looks = mean_looks(now)
     arcs = [_arc(r,middles[r],_line_1 if r!="S2" else _line_2,looks[r],order.index(r)) for r in middles]
-    title = f"Control: component {component}, drawn at random" if control else f"The message: component {component}"
+    title = f"Control: random component {component}" if control else f"The message: component {component}"
     bars = _bar("io",one["IO"],266,now["p"][0],before["p"][0])+_bar("s",one["S"],287,now["p"][1],before["p"][1])
     body = (_label(title,8,20,"title")+"".join(arcs)+words+_column(component,s["movers"],factor,control)
             +bars+_label("probability of the next word",76,259,"tiny"))
@@ -321,10 +321,14 @@ def picture_html(s:dict, # from `stored_picture`
             f"</figure><script>(() => {{\n{script}\n}})()</script>")
 
 # %% ../../nbs/site/picture.ipynb #picu
-_inks = dict(light="--io:#0b62a4;--s:#b8480a;--ink:#24292f;--quiet:#57606a;--box:#f2f3f4;--rule:#8a9099;--go:#1b7f5c",
-             dark="--io:#6cb8ee;--s:#f0a04b;--ink:#e6e8eb;--quiet:#a9afb7;--box:#2b3036;--rule:#8b929b;--go:#4fc79d")
+_light = dict(page="#fff",io="#0b62a4",s="#b8480a",ink="#24292f",
+              quiet="#57606a",box="#f2f3f4",rule="#8a9099",go="#1b7f5c")
+_dark = dict(page="#0d1117",io="#6cb8ee",s="#f0a04b",ink="#e6e8eb",
+             quiet="#a9afb7",box="#2b3036",rule="#8b929b",go="#4fc79d")
+_inks = {look:";".join(f"--{k}:{c}" for k,c in x.items()) for look,x in (("light",_light),("dark",_dark))}
 _still_css = """text{fill:var(--ink);font:15px system-ui,sans-serif}.title{font-size:14px;font-weight:600}
-.name,.factor{font-weight:600}text.io{fill:var(--io)}text.s{fill:var(--s)}text.number,text.small{font-size:13px}
+.name,.factor{font-weight:600}.factor{paint-order:stroke;stroke:var(--page);stroke-width:5px}
+text.io{fill:var(--io)}text.s{fill:var(--s)}text.number,text.small{font-size:13px}
 text.tiny{font-size:12px;fill:var(--quiet)}.arc{fill:none;opacity:.75}.arc.io{stroke:var(--io)}.arc.s{stroke:var(--s)}
 .bar.io{fill:var(--io)}.bar.s{fill:var(--s)}.tick{stroke:var(--ink);stroke-width:2}.stream{stroke:var(--rule)}
 .box{fill:var(--box);stroke:var(--rule)}.channel{stroke:var(--go)}.channel.less{stroke-dasharray:5 3}
