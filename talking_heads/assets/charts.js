@@ -247,11 +247,10 @@ const followAddress = (host, chart) => {
 
 // Keeps the chart in the window while those above it are still drawn, until the reader moves
 const stayAt = host => {
-  const above = [...document.querySelectorAll(".th-chart")].filter(h => h.compareDocumentPosition(host) & 4)
-  let tries = 20
+  let tries = 15
   const timer = setInterval(() => {
     host.scrollIntoView({block: "start", behavior: "instant"})
-    if (!tries-- || above.every(h => h.querySelector("svg"))) clearInterval(timer)
+    if (!tries--) clearInterval(timer)
   }, 150)
   for (const kind of ["wheel", "keydown", "touchstart", "pointerdown"])
     addEventListener(kind, () => clearInterval(timer), {once: true, passive: true})

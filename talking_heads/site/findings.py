@@ -261,8 +261,8 @@ def board_chart(df:pd.DataFrame, # from `board_table`
                 shape=alt.Shape("ranked:N",title="ranked by",scale=alt.Scale(domain=kinds)))
     x = alt.X("mean:Q",title="average precision (log scale); the tick is chance",
               scale=alt.Scale(type="log"),axis=alt.Axis(values=[.001,.01,.1,1],format="~g"))
-    y = alt.Y("row:N",title=None,sort=None)
-    base = alt.Chart(inline_data(df),width="container",height=alt.Step(26)).encode(y=y)
+    y = alt.Y("row:N",title=None,sort=None,axis=alt.Axis(labelLimit=260))
+    base = alt.Chart(inline_data(df),width="container",height=26*df.row.nunique()).encode(y=y)
     tips = tooltip(df,"model mode ranked mean low high chance n")
     dots = base.mark_point(filled=True,size=90).encode(x=x,tooltip=tips,**look)
     known = base.transform_filter("isValid(datum.low)")

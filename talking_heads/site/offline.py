@@ -77,7 +77,9 @@ def glossary_terms(page:str, # HTML of the glossary
         slug = "term-"+re.sub(r"\W+","-",term.lower()).strip("-")
         if any(e["href"].endswith(f"#{slug}") for e in entries): return m[0]
         at = f"glossary.html#{slug}"
-        entries.append(dict(objectID=at,href=at,title=term,section="Glossary",text=f"What is a {term.lower()}? {text}"))
+        section = f"Glossary:\u00a0{term.lower()}" # one word to the search, which prefers short fields
+        said = f"What is a {term.lower()}? {text}"[:240]
+        entries.append(dict(objectID=at,href=at,title=term,section=section,text=said))
         return f'<p id="{slug}">{m[1]}</p>'
     return _term.sub(one,page),entries
 
