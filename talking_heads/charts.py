@@ -672,16 +672,21 @@ def _graph_lines(edges, tall):
                         opacity=alt.value(.75))
 
 def _graph_nodes(nodes):
-    "A dot and a name for each head"
+    "A dot and a name for each head; names keep clear of the lines, and classes have colours"
     place = alt.Y("place:Q", axis=None, scale=alt.Scale(domain=[0,1]))
     base = alt.Chart(inline_data(nodes)).encode(x="layer:Q", y=place, tooltip=tooltip(nodes,"name cls"))
-    dots = base.mark_circle(size=110, opacity=1, color=ink)
-    names = base.mark_text(dy=-13, fontSize=alt.expr("width < 480 ? 9 : 11")).encode(text="name:N")
-    return dots, names
+    used = [c for c in [*head_classes,"other"] if (nodes.cls==c).any()]
+    used += sorted(set(nodes.cls)-set(used))
+    looks = alt.Scale(domain=used, range=[head_classes.get(c,ink) for c in used])
+    fill = alt.Fill("cls:N", title="class", scale=looks, legend=alt.Legend() if len(used)>1 else None)
+    dots = base.mark_circle(size=110, opacity=1, stroke=ink, strokeWidth=.8).encode(fill=fill)
+    look = dict(dy=-13, fontSize=alt.expr("width < 480 ? 9 : 11"))
+    halo = base.mark_text(stroke="var(--bs-body-bg, #fff)", strokeWidth=4, strokeJoin="round", **look)
+    return dots, halo.encode(text="name:N"), base.mark_text(**look).encode(text="name:N")
 
 # %% ../nbs/charts.ipynb #c092
 def channel_graph(edges:pd.DataFrame, # a row per channel: `src dst src_layer dst_layer mode score z`, perhaps `writer`
-                  classes:dict={}, # head to class, for tooltips
+                  classes:dict={}, # head to class, shown by colour
                   title:str="", # the finding
                   subtitle:str="", # what to know beside it
                  )->alt.LayerChart:
@@ -867,21 +872,23 @@ def _explorer_map(heads, pick):
                       legend=alt.Legend(gradientLength=150, gradientThickness=9))
     base = alt.Chart(inline_csv(heads)).encode(x=x, y=y, tooltip=tooltip(heads,"name cls component reader score z"))
     squares = base.mark_rect(stroke=ink, strokeWidth=.4, strokeOpacity=.4).encode(color=color).add_params(pick)
-    called = base.transform_filter("datum.cls")
+    called = base.transform_filter("datum.cls != 'none'")
     called = called.mark_circle(size=22, color="#ffffff", stroke="#111111", strokeWidth=1)
     ring = base.transform_filter(pick).mark_rect(fillOpacity=0, stroke=hues[3], strokeWidth=3)
     return alt.layer(squares,called,ring).properties(width=560, height=max(110,min(200,16*n)))
 
 # %% ../nbs/charts.ipynb #c111
 def _picked(df, pick, title):
-    "The rows of the chosen head, under a title of their own"
-    head = alt.Title(title, fontSize=12, anchor="start", frame="group")
+    "The rows of the chosen head, under a title that begins with its name"
+    name = f"({pick.name}.name ? {pick.name}.name[0] : 'no head')"
+    head = alt.Title(alt.expr(f"{name} + {json.dumps(': '+title)}"), fontSize=12, anchor="start", frame="group")
     return alt.Chart(inline_csv(df), title=head).transform_filter(pick)
 
 def _explorer_bars(df, pick, y, title, tips):
-    "Bars of z for the chosen head"
+    "Bars of z for the chosen head, on a scale that is the same for all heads"
     bars = _picked(df, pick, title).mark_bar(size=12)
-    bars = bars.encode(x=alt.X("z:Q", title="robust z", axis=alt.Axis(tickCount=5)),
+    whole = alt.Scale(domain=[min(0.,float(df.z.min())),float(df.z.max())])
+    bars = bars.encode(x=alt.X("z:Q", title="robust z", axis=alt.Axis(tickCount=5), scale=whole),
                        y=alt.Y(f"{y}:N", sort="-x", title=None), tooltip=tooltip(df,tips))
     return bars.properties(width=230, height=alt.Step(17))
 
@@ -889,7 +896,7 @@ def _explorer_looks(tokens, pick):
     "Attention of the chosen head from the last token of a sentence, token by token"
     order = tokens.drop_duplicates("pos").sort_values("pos").token.tolist()
     x = alt.X("attention:Q", title="attention (share)", scale=alt.Scale(domain=[0,1]), axis=alt.Axis(tickCount=5))
-    bars = _picked(tokens, pick, "Where it looks from the last word").mark_bar(size=10, color=hues[1])
+    bars = _picked(tokens, pick, "where it looks from the last word").mark_bar(size=10, color=hues[1])
     bars = bars.encode(x=x, y=alt.Y("token:N", sort=order, title=None),
                        tooltip=["name:N","token:N",alt.Tooltip("attention:Q",format=".3f")])
     return bars.properties(width=560, height=alt.Step(15))
@@ -908,19 +915,23 @@ def head_explorer(heads:pd.DataFrame, # rows of `layer head name cls component r
                   tokens:pd.DataFrame, # attention from the last token: `name pos token attention`; no token twice
                   title:str="", # the finding
                   subtitle:str="click a head in the map; dots mark heads with a known class",
+                 address:str="", # `#address/20.0` in the page's address opens head 20.0, and a click changes it
                  )->alt.VConcatChart:
     "A map of heads, and for the one that is clicked its components, its readers and its attention"
     columns = "name component reader score z"
     heads = checked_table(heads, f"layer head cls {columns}", "head_explorer")
     components,readers = (checked_table(d, columns, "head_explorer") for d in (components,readers))
-    known = heads[heads.cls.fillna("")!=""]
+    heads["cls"] = heads.cls.fillna("").replace("","none")
+    known = heads[heads.cls!="none"]
     first = (known if len(known) else heads).nlargest(1,"z").iloc[0]["name"]
     pick = _one_pick("chosen", dict(name=first))
-    mine = _explorer_bars(components, pick, "component", "What it writes: its loudest components", columns+" rank")
-    heard = _explorer_bars(readers, pick, "reader", "Who hears it", "name reader component score z")
+    mine = _explorer_bars(components, pick, "component", "its loudest components", columns+" rank")
+    heard = _explorer_bars(readers, pick, "reader", "who hears it", "name reader component score z")
     beside = alt.hconcat(mine, heard, spacing=40)
     chart = alt.vconcat(_explorer_map(heads,pick), beside, _explorer_looks(tokens,pick), spacing=14)
     said = _explorer_said(heads, known, first)
+    if address: chart.usermeta = dict(address=dict(prefix=address, param=pick.name, field="name",
+                                                   values=heads.name.tolist(), first=first))
     return finish_chart(chart.resolve_scale(color="independent"), title, subtitle, said)
 
 # %% ../nbs/charts.ipynb #c115

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from talking_heads.base.vega import chart_html
 from talking_heads.composition import compose
 from talking_heads.data import ioi, laundry_list
 from talking_heads.evaluation import prompt_scores
@@ -60,6 +61,46 @@ def test_explorer_knows_the_circuit(toy, scores):
     "In the toy the heads that were built in are the loudest"
     chart = explore_heads(toy, scores, ioi(**task_args(toy), n=1)[0], {"1.0": "inhibition", "1.1": "inhibition"})
     assert "1.1 (inhibition), 1.1.0" in chart.description and "Map of 16 heads" in chart.description
+
+
+@pytest.fixture(scope="module")
+def page(toy, scores, tmp_path_factory):
+    "A page with the explorer of the toy, whose heads have addresses"
+    import vl_convert
+
+    folder = tmp_path_factory.mktemp("explorer")
+    (folder / "vega.js").write_text(f"(() => {{{vl_convert.javascript_bundle()}}})()")
+    chart = explore_heads(toy, scores, ioi(**task_args(toy), n=1)[0], {"1.1": "inhibition"}, address="toy")
+    (folder / "a.html").write_text(f'<!DOCTYPE html><meta charset="utf-8">{chart_html(chart.to_dict(), ["vega.js"])}')
+    return (folder / "a.html").as_uri()
+
+
+def panels(tab):
+    "Titles of the panels"
+    tab.wait_for_selector("svg")
+    every = "[...document.querySelectorAll('svg text')].map(e => e.textContent)"
+    return tab.evaluate(f"() => {every}.filter(x => /: (its loudest|who hears|where it looks)/.test(x))")
+
+
+def test_every_state_has_an_address(chrome, page):
+    "An address chooses a head, a click changes it, and one that is not there falls back with a word"
+    tab, seen = chrome.new_page(viewport=dict(width=1000, height=900)), []
+    tab.on("pageerror", lambda e: seen.append(str(e)))
+    tab.goto(f"{page}#toy/0.3")
+    assert len(panels(tab)) == 3 and all(x.startswith("0.3: ") for x in panels(tab))
+    ticks = "() => [...document.querySelectorAll('svg .role-axis-label text')].map(e => e.textContent).join()"
+    quiet = tab.evaluate(ticks)
+    tab.evaluate("location.hash = '#toy/1.1'")
+    tab.wait_for_function("() => [...document.querySelectorAll('svg text')].some(e => /^1.1: /.test(e.textContent))")
+    labels = lambda x: [o for o in x.split(",") if "." not in o]  # names of components differ, scales do not
+    assert labels(tab.evaluate(ticks))[:20] == labels(quiet)[:20]
+    squares = tab.query_selector_all("svg .mark-rect.role-mark path")
+    squares[0].click()
+    tab.wait_for_function("() => location.hash != '#toy/1.1'")
+    assert panels(tab)[0].startswith(tab.evaluate("location.hash").split("/")[1] + ": ")
+    tab.evaluate("location.hash = '#toy/9.9'")
+    tab.wait_for_function("() => /no 9.9/.test(document.querySelector('.th-note')?.textContent)")
+    assert all(x.startswith("1.1: ") for x in panels(tab)) and seen == []
 
 
 def test_study_is_what_a_run_by_hand_says(toy, tmp_path):

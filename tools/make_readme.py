@@ -1,4 +1,5 @@
-"Write README.md from index.ipynb: text as it is, code in fences, text outputs indented, hidden cells left out"
+"""Write README.md from index.ipynb: text as it is, code in fences, text outputs indented, hidden cells left out;
+and the still of the moving picture, which README.md shows"""
 
 import json, re, sys
 from pathlib import Path
@@ -29,6 +30,9 @@ def code_parts(cell):
     if "output false" in flags:
         return
     for o in cell.get("outputs", []):
+        if words := "".join(o.get("data", {}).get("text/markdown", "")).strip("\n"):
+            yield words
+            continue
         txt = text_output(o).strip("\n")
         if txt.strip():
             yield indent("\n".join(map(str.rstrip, txt.splitlines())), "    ")
@@ -45,14 +49,26 @@ def readme(nb):
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
+def write_stills(root):
+    "The picture at one factor, light and dark, from the stored study"
+    from talking_heads.site.picture import still_svg, stored_picture
+
+    for look in ("light", "dark"):
+        dest, new = root / "nbs" / f"picture-{look}.svg", still_svg(stored_picture(), look)
+        if not dest.exists() or dest.read_text(encoding="utf-8") != new:
+            dest.write_text(new, encoding="utf-8")
+
+
 def main(root):
-    "Write README.md in `root` if it changes"
+    "Write README.md in `root` if it changes, and the stills where they are shown"
     src, dest = root / "index.ipynb", root / "README.md"
     if not src.exists():
         return print("README.md: no index.ipynb yet, skipped")
     new = readme(json.loads(src.read_text(encoding="utf-8")))
     if not dest.exists() or dest.read_text(encoding="utf-8") != new:
         dest.write_text(new, encoding="utf-8")
+    if "nbs/picture-light.svg" in new:
+        write_stills(root)
 
 
 if __name__ == "__main__":

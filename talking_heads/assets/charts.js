@@ -201,6 +201,7 @@ const draw = async (host, chart) => {
     host.drawn = await window.vegaEmbed(view, fitted, options)
     if (over() < 1) break
   }
+  tellAddress(host, chart)
   // what still sticks out can be scrolled, with the keyboard too
   if (over() > 0) host.tabIndex = 0
   else host.removeAttribute("tabindex")
@@ -209,6 +210,62 @@ const draw = async (host, chart) => {
 // Says in words what could not be drawn
 const fail = (host, chart) => {
   host.firstElementChild.textContent = "The chart could not be drawn here. " + chart.said
+}
+
+// ------------------------------------------------------------------------------------------------------ Addresses
+//
+// A chart with `usermeta.address` has states with an address: `#prefix/value` chooses `value` in the field `field` of
+// its selection `param`, and another choice changes the address. `values` are those that there are, `first` is chosen
+// where the address says nothing.
+
+// Puts `value` into the selection named `param`, wherever in the spec it is
+const choose = (s, {param, field}, value) => {
+  if (!s || typeof s != "object") return
+  for (const p of Array.isArray(s.params) ? s.params : []) if (p.name == param) p.value = [{[field]: value}]
+  Object.values(s).forEach(part => choose(part, {param, field}, value))
+}
+
+// Says below the chart, to a screen reader too, what the address asked for in vain
+const note = (host, text) => {
+  const old = host.nextElementSibling?.classList.contains("th-note") ? host.nextElementSibling : null
+  const place = old || Object.assign(document.createElement("p"), {className: "th-note"})
+  place.setAttribute("role", "status")
+  place.textContent = text
+  if (!old) host.after(place)
+}
+
+// Lets the spec of a chart follow the address of the page; is this chart meant?
+const followAddress = (host, chart) => {
+  const a = chart.spec.usermeta?.address
+  const [prefix, value] = decodeURIComponent(location.hash.slice(1)).split("/")
+  if (!a || prefix != a.prefix || !value) return false
+  const known = a.values.includes(value)
+  note(host, known ? "" : `There is no ${value} here. Shown is ${a.first}.`)
+  choose(chart.spec, a, known ? value : a.first)
+  return true
+}
+
+// Keeps the chart in the window while those above it are still drawn, until the reader moves
+const stayAt = host => {
+  let tries = 15
+  const timer = setInterval(() => {
+    host.scrollIntoView({block: "start", behavior: "instant"})
+    if (!tries--) clearInterval(timer)
+  }, 150)
+  for (const kind of ["wheel", "keydown", "touchstart", "pointerdown"])
+    addEventListener(kind, () => clearInterval(timer), {once: true, passive: true})
+}
+
+// Lets the address of the page follow what is chosen in a chart
+const tellAddress = (host, chart) => {
+  const a = chart.spec.usermeta?.address
+  if (!a) return
+  host.drawn.view.addSignalListener(a.param, (name, now) => {
+    const value = now?.[a.field]?.[0]
+    if (!value || location.hash == `#${a.prefix}/${value}`) return
+    choose(chart.spec, a, value)
+    history.replaceState(null, "", `#${a.prefix}/${value}`)
+  })
 }
 
 // --------------------------------------------------------------------------------------------------------- Watching
@@ -240,8 +297,16 @@ const watch = (host, chart) => {
     seen = now
     busy = busy.then(() => draw(host, chart)).catch(() => fail(host, chart))
   }
+  const meant = () => {
+    if (!followAddress(host, chart)) return false
+    seen = ""
+    look()
+    busy = busy.then(() => stayAt(host))
+    return true
+  }
   const begin = () => {
     look()
+    addEventListener("hashchange", meant)
     new ResizeObserver(look).observe(host)
     for (const e of [document.body, document.documentElement]) {
       new MutationObserver(look).observe(e, {attributes: true})
@@ -249,7 +314,8 @@ const watch = (host, chart) => {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
     return busy
   }
-  window.talkingHeadsTurn = Promise.race([near(host), turn()]).then(begin)
+  if (meant()) begin()
+  else window.talkingHeadsTurn = Promise.race([near(host), turn()]).then(begin)
 }
 
 // ---------------------------------------------------------------------------------------------------------- Loading

@@ -45,6 +45,12 @@ def _js(x):
     return text.replace("<","\\u003c").replace(">","\\u003e").replace("&","\\u0026")
 
 # %% ../../nbs/base/vega.ipynb #v021
+def _places(spec):
+    "Places for the addresses of a chart's states, such as `#smollm2/20.0`"
+    a = spec.get("usermeta",{}).get("address")
+    names = [escape(f"{a['prefix']}/{v}") for v in a["values"]] if a else []
+    return "".join(f'<span id="{n}"></span>' for n in names)
+
 def _host(id, said):
     "The element a chart is drawn into: the view, which shows the text alternative until then, and the controls"
     said = escape(said)
@@ -61,7 +67,8 @@ def chart_html(spec:dict, # a Vega-Lite specification with its data inside
     id = "th-"+hashlib.sha256(json.dumps(spec,sort_keys=True).encode()).hexdigest()[:12]
     chart = dict(spec=spec, id=id, said=said, inks=page_inks, libraries=scripts, family=page_font)
     values = ",\n".join(f"  {k}: {_js(v)}" for k,v in chart.items())
-    return f"{_host(id,said)}\n<script>(() => {{\n{_script()}\nshowChart({{\n{values}\n}})\n}})()</script>"
+    host = _places(spec)+_host(id,said)
+    return f"{host}\n<script>(() => {{\n{_script()}\nshowChart({{\n{values}\n}})\n}})()</script>"
 
 # %% ../../nbs/base/vega.ipynb #v025
 def mimebundle(spec:dict, # a Vega-Lite specification with its data inside

@@ -77,7 +77,7 @@ def explore_heads(model, # from `load_model`
                   c:Composition, # scores of the same model, from `compose`
                   prompt:Prompt, # the sentence on which attention is shown
                   classes:dict={}, # head to class, from `find_heads`
-                  **kw, # `title` and `subtitle`
+                  **kw, # `title`, `subtitle` and `address`
                  ): # an Altair chart
     "The linked explorer for a model, ready to click"
     from talking_heads.charts import head_explorer

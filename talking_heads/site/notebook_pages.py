@@ -63,6 +63,7 @@ def _output(o, up):
     specs = [v for k,v in data.items() if k.startswith("application/vnd.vegalite")]
     if specs: data = {"text/html":chart_html(specs[0],[up+vega_file])}
     elif "text/html" in data: data = {"text/html":_framed("".join(data["text/html"]))}
+    elif "text/markdown" in data: data = {"text/markdown":_pages_linked("".join(data["text/markdown"]),up)}
     return {**o,"data":data} if data else o
 
 # %% ../../nbs/site/notebook_pages.ipynb #c038

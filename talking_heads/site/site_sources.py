@@ -126,8 +126,9 @@ def _made(path, *args):
 
 def _write_notebooks(root, proc, repo):
     "Write every notebook into `proc`; give the sources of the pages"
-    index,where,pages = symbol_index(read_modidx(root)),_source_addresses(root,repo),[]
-    for name,p in _notebooks(root/"nbs").items():
+    found,where,pages = _notebooks(root/"nbs"),_source_addresses(root,repo),[]
+    index = chapter_index(found)|symbol_index(read_modidx(root))
+    for name,p in found.items():
         up = "../"*name.count("/")
         from_here = {k:up+v for k,v in index.items()}
         address = f"{repo}/nbs/{p.relative_to(root/'nbs').as_posix()}"
