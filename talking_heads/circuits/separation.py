@@ -273,7 +273,7 @@ def separation_chart(f:pd.DataFrame, # from `share_by_value`
     first,last = one.iloc[0],one.iloc[-1]
     said = (f"{one['of'].iloc[0]} separates {column} by {first.score:.2f} at {along} {first.value} and "
             f"{last.score:.2f} at {last.value}; {first.correct:.2f} and {last.correct:.2f} are answered rightly.")
-    return finish_chart(spans+lines,f"How well {column} is told apart, and how often the answer is right","",said)
+    return finish_chart(spans+lines,f"Groups of {column} told apart, and right answers","",said)
 
 # %% ../../nbs/circuits/separation.ipynb #s033
 def dealt_folds(fail:Tensor, # (n) booleans
