@@ -65,6 +65,9 @@ def test_three_outcomes(toy, report):
     assert (made("pass").outcome, made("pass").exit_code) == ("passed", 0)
     assert (made("unsure").outcome, made("unsure").exit_code) == ("unsure", 3)
     assert (made("untested").outcome, made("untested").worst) == ("unsure", None)
+    some = made(["pass", "unsure", "unsure"] + ["untested"] * (len(v) - 3))
+    far = v.assign(high=[9.0, 1.0, 2.0] + [float("nan")] * (len(v) - 3), limit=1.0, verdict=some.audit.verdicts.verdict)
+    assert replace(some, audit=replace(some.audit, verdicts=far)).worst.name == 2  # reaches furthest beyond
     assert made("untested").sentences[0] == "Unsure. Nothing could be tested on this model."
 
 

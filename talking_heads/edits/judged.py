@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Fault', 'weaker_heads', 'noisy_mlps', 'prompt_blocks', 'some_blocks', 'JudgedPlan', 'judge_fault', 'judge_study',
-           'judged_table', 'toy_faults', 'judge_toy', 'judged_rates', 'backdoor', 'right_answers', 'late_damage']
+           'judged_table', 'toy_faults', 'judge_toy', 'judged_rates', 'induction_heads', 'english_faults',
+           'judge_english', 'backdoor', 'right_answers', 'late_damage']
 
 # %% ../../nbs/edits/judged.ipynb #c003
 from ..base.core import * # first: it silences a warning of the next imports
@@ -167,6 +168,44 @@ def judged_rates(t:pd.DataFrame, # from `judged_table`
         n,k = int(t.audits[here].sum()),round((t.failed*t.audits)[here].sum())
         if n: rows.append(dict(true_effect=band,audits=n,failed=k/n)|dict(zip(("low","high"),rate_bounds(k,n))))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/edits/judged.ipynb #s002
+@torch.no_grad()
+def induction_heads(model, # from `load_model`
+                    n:int=4, # how many
+                    seed:int=7, # of the tokens
+                   )->list[Head]: # the strongest first
+    "Heads that look at what followed the earlier copy of a token"
+    half,c = 16,model.cfg
+    g = torch.Generator().manual_seed(seed)
+    once = torch.randint(100 if c.d_vocab>1000 else 3,c.d_vocab,(4,half),generator=g)
+    looks = torch.full((c.n_layers,c.n_heads),float("nan"))
+    def keep(l):
+        def hook(x, hook): looks[l] = x.diagonal(1-half,-2,-1)[...,1:].float().mean((0,2)).cpu()
+        return f"blocks.{l}.attn.hook_pattern",hook
+    with model.hooks([keep(l) for l in range(c.n_layers)]): model(once.repeat(1,2).to(c.device))
+    order = looks.flatten().argsort(descending=True)[:n].tolist()
+    return [Head(i//c.n_heads,i%c.n_heads) for i in order]
+
+# %% ../../nbs/edits/judged.ipynb #s004
+_small_audit = AuditPlan(text=3,ioi=16,lists=(5,),per_template=3,per_held_out_template=6,per_form=0,per_held_out_form=5,
+                         induction=2,new_tokens=0)
+_small_plan = JudgedPlan(_small_audit,audits=14,truth=6)
+
+def english_faults(model, # from `load_model`
+                  )->list: # of `Fault`
+    "Faults of a model that reads English"
+    heads = induction_heads(model)
+    def weaker(m, s): return weaker_heads(m,heads,s)
+    return [Fault("induction heads weaker","induction",weaker,(.01,.05,.1,.15,.4)),
+            Fault("noise in the MLPs","kl",noisy_mlps,(.02,.06))]
+
+def judge_english(name:str="smollm2", # of a model that reads English
+                  path:Path=study_file("smollm2_judged.json"),
+                 )->dict: # some minutes on one core
+    "Compute what this chapter shows of SmolLM2"
+    model = load_model(name,device="cpu")
+    return judge_study(model,english_faults(model),_small_plan,path)
 
 # %% ../../nbs/edits/judged.ipynb #c024
 def backdoor(model, # from `load_model`

@@ -227,7 +227,7 @@ class RefereeReport:
         v = self.audit.verdicts
         for kind in ("fail","unsure","pass"):
             rows = v[v.verdict==kind]
-            if kind=="unsure": rows = rows.sort_values("high",key=lambda x: -x/rows.limit.clip(lower=1e-12))
+            if kind=="unsure" and len(rows): return rows.loc[(rows.high/rows.limit.clip(lower=1e-12)).idxmax()]
             if len(rows): return rows.iloc[0]
         return None
 
