@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from talking_heads.base.checkpoints import find_checkpoint
 from talking_heads.base.core import *
 from talking_heads.data import *
 from talking_heads.edits.evaluation_sets import task_set
@@ -218,3 +219,13 @@ def test_arms_are_kept_and_collected(toy, tmp_path):
         collect_variety(tmp_path, tmp_path / "all.json")
     with pytest.raises(OutputError, match="No measured arm"):
         collect_variety(tmp_path / "none", tmp_path / "all.json")
+
+
+def test_stored_study_is_of_the_model():
+    "The rows in the package were made with the embedded SmolLM2, and every judged row has its interval and prompts"
+    arms, rows = stored_arms(), stored_variety()
+    assert {a["provenance"]["sha256"] for a in arms} == {find_checkpoint("smollm2").sha256}
+    assert all(len(a["code"]) == 64 and max(a["used"].values()) <= 1 for a in arms)
+    judged = rows[(rows.measured == "judge") & rows.area.isin(["lists", "contrast"])]
+    assert (judged.n >= 48).all() and (judged.low <= judged.change).all() and (judged.change <= judged.high).all()
+    assert {"judge", "held-out"} == set(judged.split) and set(rows.seed) == {0}

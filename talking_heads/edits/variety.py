@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VarietyArm', 'train_families', 'VarietyStudy', 'train_variety', 'variety_sets', 'variety_arm', 'collect_variety',
-           'stored_variety']
+           'stored_arms', 'stored_variety']
 
 # %% ../../nbs/edits/variety.ipynb #v003
 from ..base.core import * # first: it silences a warning of the next imports
@@ -168,10 +168,15 @@ def collect_variety(folder, # of the arms
     write_json(dict(sha256=models.pop(),arms=found),out)
     return out
 
+# %% ../../nbs/edits/variety.ipynb #v018b
+def stored_arms(out:Path=_variety)->list: # of dicts: how each arm was made, its log, what it used
+    "The arms of the stored study"
+    return json.loads(Path(out).read_text(encoding="utf-8"))["arms"]
+
 def stored_variety(out:Path=_variety)->pd.DataFrame: # arm families seed n_learned, and the rows of `EvaluationSets`
     "Every row of the stored study"
     parts = []
-    for a in json.loads(Path(out).read_text(encoding="utf-8"))["arms"]:
+    for a in stored_arms(out):
         arm = a["arm"]
         for measured,rows in a["rows"].items():
             about = dict(arm=arm["name"],families=arm["families"] or len(families_of("list","train")),
