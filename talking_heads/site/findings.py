@@ -31,7 +31,7 @@ def stored_runs()->list[Run]: # real models that ran first, toys last
 
 def model_words(r:Run)->str: # such as "SmolLM2"
     "What a run's model is called in a text"
-    known = {"smollm2":"SmolLM2","gpt2-small-attention":"GPT-2 small, attention only","toy":"the toy"}
+    known = {"smollm2":"SmolLM2","gpt2-small-attention":"GPT-2 small","toy":"the toy"}
     return known.get(r.name,r.name)
 
 def stored_results(model:str="smollm2", # as the run was started with
@@ -257,9 +257,9 @@ def board_chart(df:pd.DataFrame, # from `board_table`
     "Average precision by model and mode, against chance"
     df = df.assign(row=df.model+", "+df["mode"])
     kinds = ["loudest component","whole head"]
-    look = dict(color=alt.Color("ranked:N",title="ranked by",scale=alt.Scale(domain=kinds,range=[hues[0],hues[1]])),
-                shape=alt.Shape("ranked:N",title="ranked by",scale=alt.Scale(domain=kinds)))
-    x = alt.X("mean:Q",title="average precision (log scale); the tick is chance",
+    look = dict(color=alt.Color("ranked:N",title=None,scale=alt.Scale(domain=kinds,range=[hues[0],hues[1]])),
+                shape=alt.Shape("ranked:N",title=None,scale=alt.Scale(domain=kinds)))
+    x = alt.X("mean:Q",title="average precision; ticks: chance",
               scale=alt.Scale(type="log"),axis=alt.Axis(values=[.001,.01,.1,1],format="~g"))
     y = alt.Y("row:N",title=None,sort=None,axis=alt.Axis(labelLimit=260))
     base = alt.Chart(inline_data(df),width="container",height=26*df.row.nunique()).encode(y=y)
@@ -269,4 +269,5 @@ def board_chart(df:pd.DataFrame, # from `board_table`
     spans = known.mark_rule(strokeWidth=1.5,color=hues[0]).encode(x="low:Q",x2="high:Q")
     chance = base.mark_tick(thickness=2,color=ink,size=16).encode(x="chance:Q",tooltip=tooltip(df,"model mode chance"))
     said = "; ".join(f"{r.row}, {r.ranked} {r.mean:.3f}" for r in df.itertuples())
-    return finish_chart(spans+chance+dots,"How well scores rank pairs of heads that are known to talk","",said)
+    return finish_chart(spans+chance+dots,"How well scores rank pairs of heads that are known to talk",
+        "ranked by the loudest component or by the whole head; log scale; K, Q, V: what the reader reads with",said)
