@@ -114,17 +114,24 @@ def _line_scores(runs)->str:
     parts = [f"in {_sure(b)} of {len(b)} modes of {name}" for name,b in boards.items()]
     return f"components rank pairs of heads better than whole heads do, by an interval above 0, {', '.join(parts)}"
 
+# %% ../../nbs/site/findings.ipynb #fine2
+def _line_claims(r:dict)->str:
+    "How the claims came out, in a sentence"
+    found = [v["verdict"] for v in r["verdicts"]]
+    many = {replicates:"replicate",not_replicated:"do not replicate",untested:"cannot be tested"}
+    said = [(found.count(k),many.get(k,k) if found.count(k)>1 else k) for k in dict.fromkeys(found)]
+    return "on SmolLM2, "+", ".join(f"{k} {words}" for k,words in said)
+
 # %% ../../nbs/site/findings.ipynb #finf
 def result_lines(up:str="nbs/", # way to the folder of notebooks
                 )->Markdown: # a list of five
     "What was found, in one line each"
     runs,r = stored_runs(),stored_results()
-    counts = verdict_counts(r["verdicts"])
     rows = [("One direction carries the message","one_direction",("removal",),lambda: _line_message(r)),
             ("A few numbers pick the item of a list","steering_a_list",("steering",),lambda: _line_steering(r)),
             ("Lists can be lifted, at a price","lifting_and_its_price",("lifting","audit"),lambda: _line_lifting(r)),
             ("Scores propose; they do not decide","what_scores_cannot_say",("weights",),lambda: _line_scores(runs)),
-            ("Nine claims, judged by rules","claims_by_model",("verdicts",),lambda: f"on SmolLM2, {counts}")]
+            ("Nine claims, judged by rules","claims_by_model",("verdicts",),lambda: _line_claims(r))]
     def line(title, page, sections, text):
         lost = missing_part(r,sections)
         return f"- **[{title}]({up}findings/{page}.ipynb)**: {lost or text()}"
