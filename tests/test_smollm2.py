@@ -24,7 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts(model):
-    return ioi(**task_args(model), n=210)
+    return ioi(**task_args(model), n=120)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_ioi(r):
 
 @pytest.fixture(scope="module")
 def called(model, prompts, r):
-    heads = find_heads(model, prompts, r=r, n_ablate=60)
+    heads = find_heads(model, prompts, r=r, n_ablate=45)
     return lambda c: heads[(heads.cls == c) & heads.called].sort_values("score", ascending=False).name.tolist()
 
 
@@ -60,7 +60,7 @@ def test_no_head_is_named_in_the_code():
 @pytest.mark.parametrize("n_items,known", [(2, 1.0), (3, 0.95), (5, 0.56), (8, 0.34)])
 def test_lists_fail_as_known(model, n_items, known):
     "Within 6 points of an independent measurement, or as near as our own interval can tell"
-    df = prompt_scores(readout(model, laundry_list(**task_args(model), n_items=n_items, n=240), to=()))
+    df = prompt_scores(readout(model, laundry_list(**task_args(model), n_items=n_items, n=96), to=()))
     i = interval(torch.tensor(df.correct.to_numpy()))
     assert i["low"] - 0.06 <= known <= i["high"] + 0.06
 
