@@ -7,8 +7,6 @@ SHELL := bash
 # Tests are many small passes, which gain little from a second thread: a worker for each core, one thread each, at most
 # four of them, since each may hold a model. Tests of one file stay together, with what they share.
 WORKERS := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
-# Many tests wait, for a browser, an interrupt or another process: one worker more keeps the cores busy meanwhile.
-TESTERS := $(shell echo $$(( $(WORKERS) + 1 )))
 
 BIN := .venv/bin
 # GPT-2 small's attention weights, where they lie beside the checkout; chapters that use them skip those cells without
@@ -31,7 +29,7 @@ paper: setup ## rerun the paper: MODEL=smollm2 SEED=0 OUT=runs/paper PARAMS="n_p
 	@$(BIN)/th_paper --model "$(or $(MODEL),smollm2)" --seed "$(or $(SEED),0)" --out "$(or $(OUT),runs/paper)" $(PARAMS)
 
 test: setup check notebooks-test ## all tests: the fast check, the notebooks' cells, pytest
-	@OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(TESTERS) --dist loadfile --durations=25
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist loadfile --durations=25
 
 check: setup ## the fast check: export in sync, notebooks clean, README.md up to date
 	@$(BIN)/python tools/check.py

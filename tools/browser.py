@@ -59,7 +59,7 @@ def asked(name: str) -> str:
 def settled(page) -> None:
     "Wait until every chart of a page is drawn"
     page.wait_for_load_state("load")
-    page.wait_for_function(asked("drawn"), timeout=20_000)
+    page.wait_for_function(asked("drawn"), timeout=90_000)  # busy machines are slow
 
 
 def pages_of(site: Path) -> list[str]:
