@@ -39,3 +39,19 @@ def chrome():
             yield b
     except BrowserError as e:
         pytest.skip(str(e))
+
+
+@pytest.fixture
+def called(capsys):
+    "Call a command: its exit code, and what was said"
+
+    def call(command, *args, **kw):
+        code = 0
+        try:
+            command(*args, **kw)
+        except SystemExit as e:
+            code = e.code
+        out = capsys.readouterr()
+        return code, out.out + out.err
+
+    return call

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import tiny
+from tiny import far, plain, same, state
 from talking_heads.edits.adapters import *
 from talking_heads.base.checkpoints import find_checkpoint
 from talking_heads.base.core import *
@@ -20,24 +21,6 @@ after_norm = ("gemma2", "gemma3", "olmo2")
 
 def tokens(vocab=60):
     return torch.randint(3, vocab, (3, 9), generator=torch.Generator().manual_seed(0))
-
-
-def plain(
-    folder,
-):  # eager, as our own models: other attention leaves out Gemma 2's soft caps in some releases of transformers
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-
-
-def state(model):
-    return {n: p.detach().clone() for n, p in model.original_model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-
-
-def far(a, b):
-    return float((a - b).abs().max())
 
 
 @pytest.fixture(scope="module", params=tiny.families)

@@ -38,17 +38,6 @@ def unloaded(monkeypatch):
     monkeypatch.setattr("talking_heads.hooks.load_model", lambda *args, **kw: pytest.fail("a model was loaded"))
 
 
-def call(capsys, *args, **kw):
-    "Exit code and what was said"
-    code = 0
-    try:
-        commands.th_find(*args, **kw)
-    except SystemExit as e:
-        code = e.code
-    out = capsys.readouterr()
-    return code, out.out + out.err
-
-
 def stored(out):
     "Numbers of a run without the time it took"
     r = json.loads((out / "find.json").read_text(encoding="utf-8"))
@@ -140,15 +129,15 @@ def test_interrupted_and_continued(toy, run, tmp_path, monkeypatch):
     assert stored(out) == stored(run[1])
 
 
-def test_th_find(loaded, tmp_path, capsys):
+def test_th_find(loaded, tmp_path, called):
     "Run, the same again, and another one in its place"
     out = tmp_path / "a"
-    code, said = call(capsys, "toy", task="ioi", out=str(out), n=40)
+    code, said = called(commands.th_find, "toy", task="ioi", out=str(out), n=40)
     assert code == 0 and "links found explain" in said and str(out / "find.html") in said
     first = stored(out)
-    code, said = call(capsys, "toy", task="ioi", out=str(out), n=40)
+    code, said = called(commands.th_find, "toy", task="ioi", out=str(out), n=40)
     assert code == 0 and "Went on with what was there" in said and stored(out) == first
-    code, said = call(capsys, "toy", task="ioi", out=str(out), n=30, seed=1)
+    code, said = called(commands.th_find, "toy", task="ioi", out=str(out), n=30, seed=1)
     assert code == 0 and "Replaced an earlier run on ioi" in said and stored(out)["seed"] == 1
 
 
@@ -163,17 +152,17 @@ def wrong_way(tokenizer, n, seed, split, bos):
     return replace(made, prompts=tuple(map(turn, made)))
 
 
-def test_a_task_that_the_model_cannot_do(loaded, tmp_path, capsys, monkeypatch):
+def test_a_task_that_the_model_cannot_do(loaded, tmp_path, called, monkeypatch):
     "Said, with the accuracy written and nothing else claimed"
     monkeypatch.setattr("talking_heads.tasks.known.known_tasks", {"ioi": replace(ioi_task, make=wrong_way)})
     out = tmp_path / "a"
-    code, said = call(capsys, "toy", task="ioi", out=str(out), n=20)
+    code, said = called(commands.th_find, "toy", task="ioi", out=str(out), n=20)
     assert code == 2 and "cannot do this task" in said
     assert FILES <= {p.name for p in out.iterdir()} and not (out / "edges.parquet").exists()
     r = stored(out)
     assert r["stopped"]["kind"] == "cannot" and r["accuracy"][0]["correct"] < 0.1
     assert "Who writes" not in (out / "find.html").read_text(encoding="utf-8")
-    assert call(capsys, "toy", task="ioi", out=str(out), n=20)[0] == 2  # and again from what is stored
+    assert called(commands.th_find, "toy", task="ioi", out=str(out), n=20)[0] == 2  # and again from what is stored
 
 
 def file(path, rows, encoding="utf-8"):
@@ -204,32 +193,32 @@ def rows(toy, n):
         (dict(task="missing.csv"), "missing.csv"),
     ],
 )
-def test_refused_before_a_model_is_loaded(unloaded, tmp_path, capsys, kw, words):
-    code, said = call(capsys, **dict(model="toy", task="ioi", out=str(tmp_path / "a")) | kw)
+def test_refused_before_a_model_is_loaded(unloaded, tmp_path, called, kw, words):
+    code, said = called(commands.th_find, **dict(model="toy", task="ioi", out=str(tmp_path / "a")) | kw)
     assert code == 1 and words in said and "Traceback" not in said
 
 
-def test_bad_files(unloaded, tmp_path, capsys):
+def test_bad_files(unloaded, tmp_path, called):
     "Columns, encoding, and prompts beyond the context are named before a model is loaded"
     (tmp_path / "a.csv").write_text("text,answer\nx,y\n")
     (tmp_path / "b.csv").write_bytes("prompt,answer\nZoë said,yes\n".encode("latin-1"))
     long = "Mary and John " * 400
     file(tmp_path / "c.csv", [f"{long} gave it to,Mary,John,,1\n"])
     for name, words in (("a.csv", "prompt"), ("b.csv", "UTF-8"), ("c.csv", "the model reads")):
-        code, said = call(capsys, "toy", task=str(tmp_path / name), out=str(tmp_path / "o"))
+        code, said = called(commands.th_find, "toy", task=str(tmp_path / name), out=str(tmp_path / "o"))
         assert code == 1 and words in said and "Traceback" not in said, said
 
 
-def test_somebody_elses_folder(unloaded, tmp_path, capsys):
+def test_somebody_elses_folder(unloaded, tmp_path, called):
     (tmp_path / "find.html").write_text("mine")
-    code, said = call(capsys, "toy", task="ioi", out=str(tmp_path))
+    code, said = called(commands.th_find, "toy", task="ioi", out=str(tmp_path))
     assert code == 1 and "no run of this package made" in said and (tmp_path / "find.html").read_text() == "mine"
 
 
-def test_a_file_of_ones_own(toy, loaded, tmp_path, capsys):
+def test_a_file_of_ones_own(toy, loaded, tmp_path, called):
     "Sampled and said; one group only is said too"
     path = file(tmp_path / "mine.csv", rows(toy, 48))
-    code, said = call(capsys, "toy", task=path, out=str(tmp_path / "a"), n=24, most=40)
+    code, said = called(commands.th_find, "toy", task=path, out=str(tmp_path / "a"), n=24, most=40)
     assert code in (0, 2), said
     r = stored(tmp_path / "a")
     assert r["file"]["total"] == 48 and r["file"]["taken"] == 40 and "sample: 40 of 48 rows" in said

@@ -109,25 +109,13 @@ def loaded(toy, monkeypatch):
     monkeypatch.setattr("talking_heads.hooks.load_model", lambda *args, **kw: toy)
 
 
-def call(capsys, *args, **kw):
-    "Exit code and what was said"
-    code = 0
-    try:
-        commands.th_trace(*args, **kw)
-    except SystemExit as e:
-        code = e.code
-    out = capsys.readouterr()
-    return code, out.out + out.err
-
-
-def test_th_trace(toy, loaded, tmp_path, capsys):
-    code, said = call(capsys, "toy", TEXT, head="2.1", to="Mary", against="John#1", out=str(tmp_path / "a"))
+def test_th_trace(toy, loaded, tmp_path, called):
+    code, said = called(commands.th_trace, "toy", TEXT, head="2.1", to="Mary", against="John#1", out=str(tmp_path / "a"))
     assert code == 0 and "ten largest terms" in said and (tmp_path / "a" / "trace.html").is_file()
     f = trace(toy, TEXT, "2.1", key="Mary", against="John#1").table()
     assert f"{f.term[0]:.3f}" in said and f.writer[0] in said
-    code, said = call(
-        capsys, "toy", task="ioi", n=8, head="2.1", to="IO", against="S1", twin="abc", out=str(tmp_path / "b")
-    )
+    many = dict(task="ioi", n=8, head="2.1", to="IO", against="S1", twin="abc", out=str(tmp_path / "b"))
+    code, said = called(commands.th_trace, "toy", **many)
     assert code == 0 and "less its twin" in said and (tmp_path / "b" / "trace.csv").is_file()
 
 
@@ -150,15 +138,15 @@ def test_th_trace(toy, loaded, tmp_path, capsys):
         (dict(text=None, task="nothing", to="IO"), "no task"),
     ],
 )
-def test_th_trace_refuses(loaded, tmp_path, capsys, kw, words):
+def test_th_trace_refuses(loaded, tmp_path, called, kw, words):
     args = dict(model="toy", text=TEXT, head="2.1", out=str(tmp_path / "a")) | kw
-    code, said = call(capsys, **args)
+    code, said = called(commands.th_trace, **args)
     assert code == 1 and words in said and "Traceback" not in said
 
 
-def test_th_trace_leaves_what_is_not_its_own(tmp_path, capsys):
+def test_th_trace_leaves_what_is_not_its_own(tmp_path, called):
     (tmp_path / "trace.html").write_text("mine")
-    code, said = call(capsys, "toy", TEXT, head="2.1", out=str(tmp_path))
+    code, said = called(commands.th_trace, "toy", TEXT, head="2.1", out=str(tmp_path))
     assert code == 1 and "did not write" in said and (tmp_path / "trace.html").read_text() == "mine"
 
 

@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 import tiny
+from tiny import far, plain, same, state
 from talking_heads.base.core import *
 from talking_heads.edits.adapters import *
 from talking_heads.edits.weight_changes import *
@@ -19,22 +19,6 @@ from talking_heads.interventions import *
 
 def tokens(vocab=60):
     return torch.randint(3, vocab, (2, 9), generator=torch.Generator().manual_seed(0))
-
-
-def state(model):
-    return {n: p.detach().clone() for n, p in model.original_model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-
-
-def far(a, b):
-    return float((a - b).abs().max())
-
-
-def plain(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 @pytest.fixture(scope="module", params=tiny.families)

@@ -204,3 +204,27 @@ def called(command, *args):
     finally:
         sys.argv = argv
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+# What tests of weights ask of a model
+
+
+def plain(folder):
+    """The model by transformers alone; eager, as our own models: other attention leaves out Gemma 2's soft caps in some
+    releases of transformers"""
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def state(model):
+    "A copy of every weight and buffer"
+    return {n: p.detach().clone() for n, p in model.original_model.state_dict().items()}
+
+
+def same(a, b):
+    "Are two states equal to the last bit?"
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def far(a, b):
+    "Largest difference"
+    return float((a - b).abs().max())
