@@ -110,7 +110,8 @@ def loaded(toy, monkeypatch):
 
 
 def test_th_trace(toy, loaded, tmp_path, called):
-    code, said = called(commands.th_trace, "toy", TEXT, head="2.1", to="Mary", against="John#1", out=str(tmp_path / "a"))
+    one = dict(head="2.1", to="Mary", against="John#1", out=str(tmp_path / "a"))
+    code, said = called(commands.th_trace, "toy", TEXT, **one)
     assert code == 0 and "ten largest terms" in said and (tmp_path / "a" / "trace.html").is_file()
     f = trace(toy, TEXT, "2.1", key="Mary", against="John#1").table()
     assert f"{f.term[0]:.3f}" in said and f.writer[0] in said
