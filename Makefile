@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup paper test check notebooks-test test-docs export notebooks docs preview screenshots benchmark toy toy-position hooks clean
+.PHONY: help setup paper store test check notebooks-test test-docs export notebooks docs preview screenshots benchmark toy toy-position hooks clean
 .NOTPARALLEL:
 # Tests are many small passes, which gain little from a second thread: a worker for each core, one thread each, at most
 # four of them, since each may hold a model. Tests of one file stay together, with what they share.
@@ -27,6 +27,9 @@ setup: ## make .venv with the package, its tools and the default model (PYTHON=p
 
 paper: setup ## rerun the paper: MODEL=smollm2 SEED=0 OUT=runs/paper PARAMS="n_prompts=50 how=quick"
 	@$(BIN)/th_paper --model "$(or $(MODEL),smollm2)" --seed "$(or $(SEED),0)" --out "$(or $(OUT),runs/paper)" $(PARAMS)
+
+store: setup ## check a finished run and put it where the site shows it: RUN=runs/paper (NAME=file TITLE='page title')
+	@$(BIN)/python tools/store_run.py "$(or $(RUN),runs/paper)" $(if $(NAME),"$(NAME)") $(if $(TITLE),"$(TITLE)")
 
 test: setup check notebooks-test ## all tests: the fast check, the notebooks' cells, pytest
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist loadfile --durations=25

@@ -16,7 +16,7 @@ from fastcore.script import Param, store_true
 from .base.core import *
 from .base.command_line import *
 from .base.checkpoints import display_name, find_checkpoint
-from .base.store import check_run_folder, check_same, leave_unused
+from .base.store import check_run_folder, check_same, code_behind, leave_unused
 from .paper.sections import read_results
 
 # %% ../nbs/commands.ipynb #c010
@@ -540,13 +540,18 @@ def _from_weights(out:Path, params:dict, why:str)->tuple: # arguments for `_exec
     return notebook,out,params|dict(why=why,notebook_sha256=_code_of(notebook))
 
 # %% ../nbs/commands.ipynb #c032
-def _run_paper(notebook:Path, out:Path, params:dict)->None:
+def _run_paper(notebook:Path, out:Path, params:dict)->tuple: # name of the notebook that ran, hash of its code
     "Run the notebook in a folder that is locked and marked as ours before anything else"
     mark_folder(out,"paper run")
+    ran = notebook.stem,code_behind(notebook)
     try:
         try: _with_progress(lambda: _execute(notebook,out,params))
-        except IncompleteError as e: _with_progress(lambda: _execute(*_from_weights(out,params,str(e))))
+        except IncompleteError as e:
+            less = _from_weights(out,params,str(e))
+            ran = less[0].stem,code_behind(less[0])
+            _with_progress(lambda: _execute(*less))
     finally: leave_unused(out)
+    return ran
 
 def _pages(out:Path)->None:
     "Say what came out, make the pages, say where everything is"
@@ -565,6 +570,7 @@ def _pages(out:Path)->None:
 # %% ../nbs/commands.ipynb #m032
 def _paper(model, seed, out, resume, given, **params):
     "Check model, parameters and folder, run the notebook, make the pages"
+    from talking_heads.paper.handing_in import seal_run
     notebook,out = paper_notebook(),Path(out).expanduser().resolve()
     if Path(model).expanduser().exists(): model = str(Path(model).expanduser().resolve())
     params |= dict(model=model,seed=check_seed(seed),out=str(out),resume=resume,notebook_sha256=_code_of(notebook))
@@ -574,7 +580,8 @@ def _paper(model, seed, out, resume, given, **params):
         found = find_checkpoint(model,params["revision"]) # a name that means nothing is told before a kernel starts
         called = params.get("name") or display_name(found)
         if resume and old: check_same(out,old,dict(model=called,seed=seed))
-        _run_paper(notebook,out,params)
+        ran = _run_paper(notebook,out,params)
+        seal_run(out,*ran)
         _pages(out)
 
 # %% ../nbs/commands.ipynb #c033

@@ -13,6 +13,7 @@ import pytest
 
 import tiny
 from talking_heads.base.core import *
+from talking_heads.paper.handing_in import broken_seal, read_seal
 from talking_heads.paper.sections import *
 from talking_heads.base.store import *
 
@@ -57,14 +58,19 @@ def run(folder, tmp_path_factory):
 
 def timeless(results):
     "Results without what may differ between two runs of the same command"
-    results["provenance"].pop("seconds")
+    for k in ("seconds", "steps"):
+        results["provenance"].pop(k)
     return results
 
 
 @pytest.mark.slow
 def test_run_folder(run, folder):
     out, r = run
-    assert read_results(out)["model"] == folder.name and "Traceback" not in r.stderr
+    results = read_results(out)
+    assert results["model"] == folder.name and "Traceback" not in r.stderr
+    steps = results["provenance"]["steps"]
+    assert steps["heads"] > 0 and results["provenance"]["seconds"] == pytest.approx(sum(steps.values()), abs=0.1)
+    assert not broken_seal(out) and read_seal(out)["notebook"] == "paper"
     for f in ("paper.ipynb", "paper.html", "results.json"):
         assert str(out / f) in r.stdout
     charts = {p.stem for p in (out / "charts").iterdir()}

@@ -45,6 +45,34 @@ def test_drawing_a_reader_twice_counts_it_twice():
     assert float(dropped) == pytest.approx(float(alone))
 
 
+@settings(max_examples=40, deadline=None)
+@given(L=st.integers(2, 4), H=st.integers(1, 3), seed=st.integers(0, 10**6), ties=st.booleans())
+def test_resamples_equal_weighted_counting(L, H, seed, ties):
+    "The plain slow sums over all pairs, each as often as its reader was drawn"
+    g = torch.Generator().manual_seed(seed)
+    x = torch.rand(L, H, L, H, generator=g)
+    if ties:
+        x = (3 * x).round()
+    causal = [(Head(a, i), Head(b, j)) for a in range(L) for i in range(H) for b in range(a + 1, L) for j in range(H)]
+    edges = [e for e in causal if torch.rand((), generator=g) < 0.3] or causal[:1]
+    counts = torch.randint(0, 4, (5, L * H), generator=g).float()
+    ap, roc = precision_and_roc(x, edges, counts=counts)
+    order = sorted(causal, key=lambda e: -float(x[e[0].layer, e[0].head, e[1].layer, e[1].head]))  # stable, as ties are
+    for r, n in enumerate(counts.tolist()):
+        w = [n[b.layer * H + b.head] for a, b in order]
+        known = [e in edges for e in order]
+        hits, others = sum(v for v, k in zip(w, known) if k), sum(v for v, k in zip(w, known) if not k)
+        seen, found, area, before, precision = 0, 0, 0, 0, 0
+        for v, k in zip(w, known):
+            seen, found, before = seen + v, found + v * k, before + v * (not k)
+            if k:
+                area += v * (others - before)
+                precision += v * found / max(seen, 1)
+        assert float(ap[r]) == pytest.approx(precision / max(hits, 1))
+        if others:
+            assert float(roc[r]) == pytest.approx(area / max(hits, 1) / others)
+
+
 def test_resamples_keep_the_share_of_known_readers():
     edges = [(Head(0, 0), Head(1, 1)), (Head(1, 0), Head(2, 0))]
     counts = resamples(3, 2, edges, n=50)

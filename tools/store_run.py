@@ -1,7 +1,8 @@
 """Put a finished run on the site
 
-`python tools/store_run.py runs/paper smollm2 'The paper on SmolLM2'` writes nbs/paper/runs/smollm2.ipynb and .json"""
+`python tools/store_run.py runs/paper` checks the run and writes nbs/paper/runs/NAME.ipynb and .json"""
 
+import argparse
 import json
 import re
 import sys
@@ -11,17 +12,11 @@ import nbformat
 from execnb.nbio import read_nb, write_nb
 from nbdev.clean import clean_nb
 
-from talking_heads.base.core import atomic_path
-from talking_heads.base.store import code_behind
-from talking_heads.paper.sections import read_results
+from talking_heads.base.core import TalkingHeadsError, atomic_path
+from talking_heads.paper.handing_in import check_handed_in
 
 root = Path(__file__).resolve().parent.parent
-
-
-def source_of(run: Path) -> Path:
-    "The notebook that a run executed"
-    weights_only = "ioi" not in read_results(run)
-    return root / "nbs" / "paper" / ("paper_weights.ipynb" if weights_only else "paper.ipynb")
+notebooks = root / "nbs" / "paper"
 
 
 def scrubbed(text: str, run: Path, model: str) -> str:
@@ -42,21 +37,29 @@ def settings_of(nb) -> dict:
     return {k: v for k, v in given if k not in OF_ONE_MACHINE}
 
 
-def store(run: Path, name: str, title: str) -> None:
-    "Copy results and notebook, with what they were made by"
-    results, source = read_results(run), source_of(run)
+def plain_name(model: str) -> str:
+    "A model's name as a file's"
+    return re.sub(r"[^a-z0-9]+", "_", model.split("/")[-1].lower()).strip("_")
+
+
+def store(run: Path, name: str | None = None, title: str | None = None) -> None:
+    "Copy results and notebook, with what they were made by; raises `OutputError` for a run that must not be stored"
+    handed = check_handed_in(run, notebooks)
+    results = handed.results
     nb = nbformat.read(run / "paper.ipynb", 4)
     model = Path(results["model"]).name
+    name, title = name or plain_name(model), title or f"The paper on {model}"
     given = {k: scrubbed(v, run, model) for k, v in settings_of(nb).items()}
     nb.cells = [c for c in nb.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     first = nb.cells[0].source.split("\n")
     first[0] = f"# {title}"
     made_with = ", ".join(f"`{k} = {v}`" for k, v in given.items())
-    note = f"::: {{.callout-note}}\nA stored run, made with {made_with}.\n:::"
+    lines = [f"A stored run, made with {made_with}.", *handed.notes]
+    note = "::: {.callout-note}\n" + "\n\n".join(lines) + "\n:::"
     nb.cells[0].source = "\n".join(first) + "\n\n" + note
-    out = root / "nbs" / "paper" / "runs" / f"{name}.ipynb"
+    out = notebooks / "runs" / f"{name}.ipynb"
     results |= dict(model=scrubbed(str(results["model"]), run, model))
-    stored = dict(notebook=source.name, code=code_behind(source), parameters=given, results=results)
+    stored = dict(notebook=f"{handed.notebook}.ipynb", code=handed.code, parameters=given, results=results)
     text = scrubbed(json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False), run, model) + "\n"
     # both are made before either takes its place: the site reads them together
     with atomic_path(out.with_suffix(".json")) as numbers, atomic_path(out) as pages:
@@ -65,8 +68,17 @@ def store(run: Path, name: str, title: str) -> None:
         clean = read_nb(pages)
         clean_nb(clean, allowed_cell_metadata_keys=["tags"])
         write_nb(clean, pages)
-    print(f"{out.relative_to(root)} and its .json")
+    print(f"{out.relative_to(root)} and its .json", *handed.notes, sep="\n")
+    print("Pages that compare the stored runs: make notebooks NB='nbs/paper/results.ipynb nbs/findings/*.ipynb index.ipynb'")
 
 
 if __name__ == "__main__":
-    store(Path(sys.argv[1]).resolve(), *sys.argv[2:4])
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("run", type=Path, help="folder of th_paper")
+    p.add_argument("name", nargs="?", help="of the files; the model's name if not given")
+    p.add_argument("title", nargs="?", help="of the page")
+    a = p.parse_args()
+    try:
+        store(a.run.expanduser().resolve(), a.name, a.title)
+    except TalkingHeadsError as e:
+        sys.exit(str(e))

@@ -98,7 +98,7 @@ def code_behind(notebook, # path of a notebook that imports this package
 
 # %% ../../nbs/base/store.ipynb #c010
 _folders = ("tables","charts","edits")
-_files = ("results.json","paper.ipynb","paper.html","brief.en.html","brief.ja.html",
+_files = ("results.json","seal.json","paper.ipynb","paper.html","brief.en.html","brief.ja.html",
           "scan.parquet","scan.json","scan.html",
           "find.json","find.html","edges.parquet","accuracy.parquet","writers.parquet","components.parquet")
 
@@ -244,15 +244,18 @@ def kept(self:RunFolder, name:str, # folder name, below `edits`
 @patch
 def _log(self:RunFolder, name:str, seconds:float):
     "Remember how long a step took, for a run that is finished in several sittings"
+    write_json(self.step_seconds|{name:round(seconds,2)}, self.path/"tables"/"seconds.json")
+
+@patch(as_prop=True)
+def step_seconds(self:RunFolder)->dict: # name of the step to seconds
+    "How long each step of this run took, over all its sittings"
     path = self.path/"tables"/"seconds.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(known|{name:round(seconds,2)}, path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 @patch(as_prop=True)
 def seconds(self:RunFolder)->float:
-    "Time spent in all steps of this run, over all its sittings"
-    path = self.path/"tables"/"seconds.json"
-    return round(sum(json.loads(path.read_text()).values()),1) if path.is_file() else 0.
+    "Time spent in all steps of this run"
+    return round(sum(self.step_seconds.values()),1)
 
 # %% ../../nbs/base/store.ipynb #st02
 def study_file(name:str, # such as "smollm2_paths.json"

@@ -53,6 +53,7 @@ def _declare(name:str, title:str, schema:dict, since:int=1, required:tuple=())->
 _source = _object(
     source={"enum":["embedded","hub","local"]}, sha256=_text, revision={"type":["string","null"]}, processing=_text,
     dtype=_text, seed=_whole, versions={"type":"object"}, seconds=_number)
+_source["properties"]["steps"] = _by(_number) # seconds of each step; older runs lack it
 _head = _object(head={"type":"string","pattern":r"^\d+\.\d+$"}, score=_number, ci=_ci)
 _classes = ("mover","negative_mover","inhibition","duplicate_token","induction","previous_token")
 _order = _object(n=_whole, accuracy=_number, accuracy_ci=_ci, logit_diff=_number, logit_diff_ci=_ci)

@@ -121,7 +121,7 @@ def isotropic_shares(spectrum:Tensor, # (component) shares of the reader's squar
     "`loudest_share` for writers whose directions are random"
     k = len(spectrum)
     # squared coordinates of a random direction: where the reader reads, and elsewhere
-    inside = torch.tensor(rng.chisquare(1,(n,len(S),k)))
+    inside = torch.from_numpy(rng.standard_normal((n,len(S),k))).square()
     outside = torch.tensor(rng.chisquare(d_model-k,(n,len(S)))) if d_model>k else 0.
     s2 = (inside*spectrum.double()).sum(-1)/(inside.sum(-1)+outside)
     return loudest_share(s2.T,S.double())

@@ -69,12 +69,18 @@ def precision_and_roc(x:Tensor, # (src_layer src_head dst_layer dst_head) scores
     "Both over all causal pairs, each weighted by how often its reader is drawn"
     # By hand: scikit-learn's two measures take one weighting of the pairs at a time, and here come a thousand at once.
     _,t,reader = _flat(x,edges)
-    w = (torch.ones(1,x.shape[0]*x.shape[1]) if counts is None else counts)[:,reader].double()
-    hit = w*t
-    precision = hit.cumsum(1)/w.cumsum(1).clamp_min(1)
-    below = (w*~t).flip(1).cumsum(1).flip(1) # unknown pairs at or below each place
-    n = hit.sum(1).clamp_min(1)
-    return (hit*precision).sum(1)/n, (hit*below).sum(1)/n/(w*~t).sum(1)
+    R,at = x.shape[0]*x.shape[1],t.nonzero()[:,0] # places of the known pairs
+    w = (torch.ones(1,R) if counts is None else counts).double()
+    # pairs of each reader between one known pair and the next: all that the order of the others can change
+    between = torch.searchsorted(at,torch.arange(len(t)))
+    pairs = torch.bincount(between*R+reader,minlength=(len(at)+1)*R).view(-1,R).double()
+    above = w@pairs[:-1].cumsum(0).T # (resample known) pairs at or above each known one
+    hit = w[:,reader[at]]
+    found,n = hit.cumsum(1),hit.sum(1)
+    unknown = w@pairs.sum(0)-n
+    below = unknown[:,None]-(above-found) # unknown pairs below each known one
+    n = n.clamp_min(1)
+    return (hit*found/above.clamp_min(1)).sum(1)/n, (hit*below).sum(1)/n/unknown
 
 # %% ../../nbs/weights/detection.ipynb #c015
 @full_precision()
