@@ -160,3 +160,10 @@ def test_make_store_writes_both_files_or_none(handed, tmp_path):
     refused = call()
     assert refused.returncode == 1 and "Traceback" not in refused.stderr and "results.json" in refused.stderr
     assert (copy / "nbs/paper/runs/mine.json").read_bytes() == before
+
+
+def test_the_monthly_workflow_runs_the_published_weights():
+    text = (root / ".github" / "workflows" / "paper.yml").read_text(encoding="utf-8")
+    for p in published:
+        assert f"revision: {p.revision}" in text and any(f"model: {n}\n" in text for n in p.names)
+    assert "make store" in text and "th_compare" in text
