@@ -114,6 +114,18 @@ _declare("forecast","Can a failure be seen before the answer?",_forecast,since=2
 _declare("untested","Sections that are missing, and why",_by(_text),since=2)
 _declare("verdicts","Every claim with its verdict",_verdict,since=2,required=(2,))
 
+# %% ../../nbs/paper/sections.ipynb #e102
+_reader = _rows(reader=_text, n=_whole, of=_whole, component=_text, by_component=_number, as_head=_number,
+                p_component=_number, p_head=_number)
+_readers = _object(source=_text, modes=_by(_object(n=_whole, lift=_number, lift_ci=_ci, readers=_reader)))
+_reach = _object(fall=_number, ci=_ci)
+_ranked = _object(n=_whole, rho=_number, ci=_ci, p=_number, rank=_number, elsewhere=_maybe, excess=_maybe)
+_prediction = _object(n=_whole, readers=_strings, senders=_strings, others=_strings, reach=_reach,
+                      parts=_by(_ranked))
+
+_declare("readers","Do the senders of each reader stand out by component, and more than as heads?",_readers,since=2)
+_declare("prediction","Do scores rank what removing a component does to each reader?",_prediction,since=2)
+
 # %% ../../nbs/paper/sections.ipynb #s110
 def _schema_of(version:int)->dict:
     "The JSON schema of a version of results.json"
