@@ -126,6 +126,14 @@ _prediction = _object(n=_whole, readers=_strings, senders=_strings, others=_stri
 _declare("readers","Do the senders of each reader stand out by component, and more than as heads?",_readers,since=2)
 _declare("prediction","Do scores rank what removing a component does to each reader?",_prediction,since=2)
 
+# %% ../../nbs/paper/sections.ipynb #e103
+_fall = _object(fall=_number, ci=_ci, margin=_number, changed=_number)
+_end = _object(mean=_number, ci=_ci)
+_flip = _object(intact=_end, turned=_end, far=_end, random=_end)
+_pointer = _object(component=_text, n=_whole, controls=_strings, flip=_object(preference=_flip, margin=_flip),
+                   interchange=_object(other_order=_by(_fall), same_order=_by(_fall), random=_number))
+_declare("pointer","What turning the coordinate round and interchanging it do",_pointer,since=2)
+
 # %% ../../nbs/paper/sections.ipynb #s110
 def _schema_of(version:int)->dict:
     "The JSON schema of a version of results.json"
