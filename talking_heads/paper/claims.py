@@ -626,8 +626,8 @@ def _prediction_lack(v, r)->dict:
 @claim("prediction","The composition score predicts what removing a component does to a reader","prediction",
        "Over the senders' components, and over those of their layers, the rank correlation of score and size of "
        f"effect, averaged over readers, is at least {limits['spearman']:g} (interval above 0; p of permuted "
-       f"labels below {limits['p']:g} after Holm's correction) and higher than with other heads in the readers' place (interval "
-       "above 0). Not higher, or one of the two only: partly.",
+       f"labels below {limits['p']:g} after Holm's correction) and higher than with other heads in the readers' place "
+       "(interval above 0). Not higher, or one of the two only: partly.",
        "permuted labels; other heads of the readers' layers in their place",_no_channel,
        needs="what removal needs; silencing all senders lowers the readers' score (interval above 0); eight components",
        reads=("n","reach.fall","reach.ci.0","reach.ci.1",
@@ -673,9 +673,9 @@ def _points(x:dict)->tuple[bool,bool,str]: # from `interchange` of the section: 
        "Interchange: donors of the other order lower the inhibition score whatever else differs (every interval above "
        f"0, the smallest effect at least {limits['alike']:.0%} of the largest), donors of the same order and random "
        f"components change it by at most {limits['control']:.0%} of that. Flip: at a factor of -3 the movers prefer "
-       "the repeated name (interval below 0), and after steps of the same size along random components they keep half of "
-       "their preference. Both: replicates. Interchange alone, or an interchange in which same-order donors or random "
-       "components change up to half as much: partly.",
+       "the repeated name (interval below 0), and after steps of the same size along random components they keep half "
+       "of their preference. Both: replicates. Interchange alone, or an interchange in which same-order donors or "
+       "random components change up to half as much: partly.",
        "donors of the same order; random components; steps of the same size along random components",_no_channel,
        needs="what removal needs",
        reads=("n","interchange.random",*(f"interchange.{o}.*.{k}" for o in ("other_order","same_order")
@@ -690,6 +690,47 @@ def _pointer(v, r, parts):
              f"{p['intact']['mean']:+.3f}, random {p['random']['mean']:+.3f} (n={v['n']})")
     verdict = partly if clean or mostly else not_replicated
     return replicates if clean and flips else verdict,said,dict(far=p["far"]["mean"],random=p["random"]["mean"])
+
+# %% ../../nbs/paper/claims.ipynb #e212
+def _values_lack(v, r)->dict: # what was done in which mode, such as "V removed", to `Lack` or None
+    "A mode needs its heads, and a change of all that they write must do something"
+    out = {f"{m}":Lack("no_heads",f"{m}: {why}") for m,why in v["why"].items()}
+    weak = _no_task(r) or _no_score(r)
+    for m,x in v["modes"].items():
+        for what in ("removed","interchanged"):
+            e = x[what]["all"]
+            said = f"{m}: all that the writers write, {what}, changes {e['fall']:.3f} {_ci(e['ci'],3)}"
+            out[f"{m} {what}"] = None if e["ci"][0]>0 else Lack("unmoved",said)
+            if m=="V" and weak: out[f"{m} {what}"] = weak
+    return out or {"":Lack("not_run","Neither values nor keys were looked at.")}
+
+def _carried(x:dict)->bool:
+    "Does the loud part carry it, and not the random one?"
+    return (x["loud"]["ci"][0]>0 and x["loud"]["fall"]>=limits["removal"]*x["all"]["fall"]
+            and abs(x["random"]["fall"])<=limits["control"]*x["loud"]["fall"])
+
+# %% ../../nbs/paper/claims.ipynb #e213
+_channel_reads = tuple(f"modes.*.{w}.{p}.{k}" for w in ("removed","interchanged") for p in ("all","loud","random")
+                       for k in ("fall","ci.0","ci.1"))
+
+@claim("values_and_keys","Few components carry what goes through values and keys, too","values_and_keys",
+       "Of all that duplicate-token and induction heads tell inhibition heads through values, and previous-token heads "
+       "tell induction heads through keys, the sixteenth of the components that is loudest by composition score "
+       f"carries at least {limits['removal']:.0%} (interval above 0), and as many random components at most "
+       f"{limits['control']:.0%} of that; when removed and when interchanged. All that can be tested: replicates; "
+       "some: partly.",
+       "as many random components of the same heads","Neither values nor keys were looked at.",
+       needs="the classes of heads in question; removing (interchanging) all that the writers write changes the "
+       "movers' inhibition score, or the induction heads' attention (interval above 0)",
+       reads=_channel_reads, lacking=_values_lack)
+def _values_and_keys(v, r, parts):
+    x = {k:v["modes"][k[0]][k.split()[1]] for k in parts}
+    def say(k, e):
+        short = "" if _carried(e) else " (falls short)"
+        return (f"{k}: all {e['all']['fall']:+.3f}, loud {e['loud']['fall']:+.3f} {_ci(e['loud']['ci'],3)}, random "
+                f"{e['random']['fall']:+.3f}{short}")
+    said = "; ".join(say(k,e) for k,e in x.items())
+    return _share([_carried(e) for e in x.values()]),said,{f"{k} loud":e["loud"]["fall"] for k,e in x.items()}
 
 # %% ../../nbs/paper/claims.ipynb #c041
 _colour = {replicates:"#009E73",partly:"#E69F00",not_replicated:"#D55E00",untested:"#777"}
@@ -773,7 +814,10 @@ def _noise_on_readers(u, reach:float=.1)->dict:
     small = lambda: dict(fall=u(-.01,.01)*bool(reach),ci=[-.02,.02],margin=0.,changed=0.)
     ends = dict.fromkeys(("intact","turned","far","random"),dict(mean=.2,ci=[.15,.25]))
     swaps = dict(random=.01,**{o:dict(names=small(),all=small()) for o in ("other_order","same_order")})
-    return dict(pointer=dict(component="1.0.0",n=60,controls=["1.0.1"],interchange=swaps,
+    felt_by = lambda: dict(all=felt,loud=small(),random=small())
+    both = dict(V=dict(writers=["0.0"],readers=["1.0"],n=60,intact=.2,removed=felt_by(),interchanged=felt_by()))
+    return dict(values_and_keys=dict(modes=both,why={}),
+        pointer=dict(component="1.0.0",n=60,controls=["1.0.1"],interchange=swaps,
                              flip=dict(preference=ends,margin=ends)),
         readers=dict(source="literature",modes=dict(Q=q)),
         prediction=dict(n=60,readers=["2.0"],senders=["1.0"],others=["1.1"],reach=felt,

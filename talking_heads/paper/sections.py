@@ -134,6 +134,13 @@ _pointer = _object(component=_text, n=_whole, controls=_strings, flip=_object(pr
                    interchange=_object(other_order=_by(_fall), same_order=_by(_fall), random=_number))
 _declare("pointer","What turning the coordinate round and interchanging it do",_pointer,since=2)
 
+# %% ../../nbs/paper/sections.ipynb #e104
+_part = _object(fall=_number, ci=_ci)
+_parts = _object(all=_part, loud=_part, random=_part)
+_channel = _object(writers=_strings, readers=_strings, n=_whole, intact=_number, removed=_parts, interchanged=_parts)
+_declare("values_and_keys","What few components carry through values and keys",
+         _object(modes=_by(_channel),why=_by(_text)),since=2)
+
 # %% ../../nbs/paper/sections.ipynb #s110
 def _schema_of(version:int)->dict:
     "The JSON schema of a version of results.json"
