@@ -165,7 +165,8 @@ def _no_task(r:dict)->Lack|None:
 
 # %% ../../nbs/paper/claims.ipynb #c040
 _no_channel = "No inhibition head with later movers was found, so there is no message to test."
-_channel = ("removal","signal","steering","lifting","audit") # sections that begin with an inhibition head
+_channel = ("removal","signal","steering","lifting","audit",
+            "prediction","pointer") # sections that begin with an inhibition head
 
 def _absent(c:Claim, r:dict)->Lack:
     "Why a section is missing"
@@ -567,6 +568,170 @@ def _side_effects(v, r, parts):
     else: verdict = not_replicated
     return verdict,"; ".join(said),{x["rule"]:x["value"] for x in v["verdicts"] if x["value"] is not None}
 
+# %% ../../nbs/paper/claims.ipynb #e202
+limits |= dict(stands_out=.05, # p of a reader's senders, after Holm's correction over readers
+    spearman=.2) # rank correlation of score and effect, within readers
+
+# %% ../../nbs/paper/claims.ipynb #e203
+def _best_p(x:dict)->float:
+    "The smallest p that a reader's senders could have, each of them first"
+    return 1/math.comb(int(x["of"]),int(x["n"]))
+
+def _readers_lack(v, r)->dict:
+    "There must be pairs, heads that leave room above them, and enough heads for a rank to be rare"
+    x = v["modes"].get("Q")
+    if not x: return {"":Lack("no_heads" if "heads" in r else "not_run","No senders of the movers' queries are known.")}
+    if v["source"].startswith("found") and (weak:=_no_score(r)): return {"":weak}
+    if all(row["as_head"]<=1 for row in x["readers"]):
+        return {"":Lack("no_room","As whole heads the senders already rank first with every reader.")}
+    best = min(holm([_best_p(row) for row in x["readers"]]))
+    if best<limits["stands_out"]: return {"":None}
+    return {"":Lack("no_room",f"So few heads come before the readers that no rank is rare (p at best {best:.2f}).")}
+
+# %% ../../nbs/paper/claims.ipynb #e204
+@claim("readers","A mover's senders stand out by a component where they do not as whole heads","readers",
+       "In queries, for at least half of the readers the senders rank higher by their loudest component than as many "
+       f"heads at random (p below {limits['stands_out']:g} after Holm's correction); and their ranks by component are "
+       "above their ranks as whole heads (interval of the lift above 0). One of the two: partly.",
+       "as many other heads at random, ranked by their own loudest components; the same senders as whole heads",
+       _no_weights,
+       needs="senders of the movers' queries; whole heads do not rank first already; enough earlier heads; for pairs "
+       "found by what heads do, an inhibition score above 0",
+       reads=tuple(f"modes.*.{k}" for k in ("lift","lift_ci.0","lift_ci.1","n","readers.*.p_component",
+                                            "readers.*.p_head","readers.*.as_head","readers.*.n","readers.*.of")),
+       lacking=_readers_lack)
+def _readers(v, r, parts):
+    x = v["modes"]["Q"]
+    rows = x["readers"]
+    own,whole = ([q<limits["stands_out"] for q in holm([row[k] for row in rows])] for k in ("p_component","p_head"))
+    only = sum(a and not b for a,b in zip(own,whole))
+    said = (f"senders stand out by component with {sum(own)} of {len(rows)} readers, with {only} of them not as whole "
+            f"heads; lift {x['lift']:+.2f} {_ci(x['lift_ci'])} halvings of the rank, {x['n']} pairs")
+    return _share([2*sum(own)>=len(rows),x["lift_ci"][0]>0]),said,dict(readers=sum(own)/len(rows),lift=x["lift"])
+
+# %% ../../nbs/paper/claims.ipynb #e206
+def _silence_lack(x:dict, who:list)->Lack|None:
+    "A lack where silencing the senders takes nothing from the readers"
+    if x["ci"][0]>0: return None
+    return Lack("unmoved",f"Silencing {', '.join(who)} lowers the score by {x['fall']:.3f} {_ci(x['ci'],3)}: there is "
+                "nothing that a component could carry.")
+
+def _prediction_lack(v, r)->dict:
+    "Senders must do something, and have enough components to be ranked"
+    if weak:=_no_task(r) or _no_score(r) or _silence_lack(v["reach"],v["senders"]): return {"":weak}
+    few = "the senders write too few components to be ranked among themselves"
+    return {k:None if k in v["parts"] else Lack("no_room",f"{k}: {few}") for k in ("senders","layers")}
+
+# %% ../../nbs/paper/claims.ipynb #e207
+@claim("prediction","The composition score predicts what removing a component does to a reader","prediction",
+       "Over the senders' components, and over those of their layers, the rank correlation of score and size of "
+       f"effect, averaged over readers, is at least {limits['spearman']:g} (interval above 0; p of permuted "
+       f"labels below {limits['p']:g} after Holm's correction) and higher than with other heads in the readers' place "
+       "(interval above 0). Not higher, or one of the two only: partly.",
+       "permuted labels; other heads of the readers' layers in their place",_no_channel,
+       needs="what removal needs; silencing all senders lowers the readers' score (interval above 0); eight components",
+       reads=("n","reach.fall","reach.ci.0","reach.ci.1",
+              *(f"parts.*.{k}" for k in ("rho","ci.0","ci.1","p","n"))),
+       lacking=_prediction_lack)
+def _predicts(v, r, parts):
+    x = {k:v["parts"][k] for k in parts}
+    p = dict(zip(x,holm([s["p"] for s in x.values()])))
+    told = {k:p[k]<limits["p"] and s["ci"][0]>0 and s["rho"]>=limits["spearman"] for k,s in x.items()}
+    own = {k:bool(s.get("excess_ci")) and s["excess_ci"][0]>0 for k,s in x.items()}
+    def say(k, s):
+        away = "" if s.get("excess") is None else f", over other heads {s['excess']:+.2f} {_ci(s['excess_ci'])}"
+        return f"{k}: {s['rho']:.2f} {_ci(s['ci'])}{away}, p {s['p']:.3f} ({s['n']} components)"
+    verdict = partly if any(told.values()) else not_replicated
+    if all(told[k] and own[k] for k in x): verdict = replicates
+    return verdict,"; ".join(say(k,s) for k,s in x.items()),{f"rho {k}":s["rho"] for k,s in x.items()}
+
+# %% ../../nbs/paper/claims.ipynb #e209
+limits |= dict(alike=.5) # the smallest effect of an interchange of the other order, relative to the largest
+
+def _pointer_lack(v, r)->dict:
+    "The head must say something, with or without this component"
+    weak = _no_task(r) or _no_score(r)
+    if weak or "removal" in r: return {"":weak or _unmoved(r["removal"])}
+    x = v["interchange"]
+    if any(row["ci"][0]>0 for o in ("other_order","same_order") for row in x[o].values()): return {"":None}
+    return {"":Lack("unmoved",f"No interchange of {v['component']} lowers the inhibition score.")}
+
+def _points(x:dict)->tuple[bool,bool,str]: # from `interchange` of the section: clean, mostly, in words
+    "Does only the order of the names decide?"
+    other,same = ([row["fall"] for row in x[o].values()] for o in ("other_order","same_order"))
+    mean,most = float(np.mean(other)),max(abs(f) for f in same)
+    there = all(row["ci"][0]>0 for row in x["other_order"].values())
+    clean = there and min(other)>=limits["alike"]*max(other) and max(most,x["random"])<=limits["control"]*mean
+    mostly = there and max(most,x["random"])<=mean/2
+    said = (f"donors of the other order lower the inhibition score by {min(other):.3f} to {max(other):.3f}, of the "
+            f"same order by {most:.3f} at most, random components by {x['random']:.3f}")
+    return clean,mostly,said
+
+# %% ../../nbs/paper/claims.ipynb #e210
+@claim("pointer","The coordinate points at a place: turned round, or put into any prompt, it moves attention alike",
+       "pointer",
+       "Interchange: donors of the other order lower the inhibition score whatever else differs (every interval above "
+       f"0, the smallest effect at least {limits['alike']:.0%} of the largest), donors of the same order and random "
+       f"components change it by at most {limits['control']:.0%} of that. Flip: at a factor of -3 the movers prefer "
+       "the repeated name (interval below 0), and after steps of the same size along random components they keep half "
+       "of their preference. Both: replicates. Interchange alone, or an interchange in which same-order donors or "
+       "random components change up to half as much: partly.",
+       "donors of the same order; random components; steps of the same size along random components",_no_channel,
+       needs="what removal needs",
+       reads=("n","interchange.random",*(f"interchange.{o}.*.{k}" for o in ("other_order","same_order")
+                                         for k in ("fall","ci.0","ci.1")),
+              *(f"flip.preference.{k}.mean" for k in ("intact","far","random")),"flip.preference.far.ci.1"),
+       lacking=_pointer_lack)
+def _pointer(v, r, parts):
+    clean,mostly,said = _points(v["interchange"])
+    p = v["flip"]["preference"]
+    flips = p["far"]["ci"][1]<0 and p["random"]["mean"]>=p["intact"]["mean"]/2
+    said += (f"; at a factor of -3 the movers' preference is {p['far']['mean']:+.3f} {_ci(p['far']['ci'],3)} from "
+             f"{p['intact']['mean']:+.3f}, random {p['random']['mean']:+.3f} (n={v['n']})")
+    verdict = partly if clean or mostly else not_replicated
+    return replicates if clean and flips else verdict,said,dict(far=p["far"]["mean"],random=p["random"]["mean"])
+
+# %% ../../nbs/paper/claims.ipynb #e212
+def _values_lack(v, r)->dict: # what was done in which mode, such as "V removed", to `Lack` or None
+    "A mode needs its heads, and a change of all that they write must do something"
+    out = {f"{m}":Lack("no_heads",f"{m}: {why}") for m,why in v["why"].items()}
+    weak = _no_task(r) or _no_score(r)
+    for m,x in v["modes"].items():
+        for what in ("removed","interchanged"):
+            e = x[what]["all"]
+            said = f"{m}: all that the writers write, {what}, changes {e['fall']:.3f} {_ci(e['ci'],3)}"
+            out[f"{m} {what}"] = None if e["ci"][0]>0 else Lack("unmoved",said)
+            if m=="V" and weak: out[f"{m} {what}"] = weak
+    return out or {"":Lack("not_run","Neither values nor keys were looked at.")}
+
+def _carried(x:dict)->bool:
+    "Does the loud part carry it, and not the random one?"
+    return (x["loud"]["ci"][0]>0 and x["loud"]["fall"]>=limits["removal"]*x["all"]["fall"]
+            and abs(x["random"]["fall"])<=limits["control"]*x["loud"]["fall"])
+
+# %% ../../nbs/paper/claims.ipynb #e213
+_channel_reads = tuple(f"modes.*.{w}.{p}.{k}" for w in ("removed","interchanged") for p in ("all","loud","random")
+                       for k in ("fall","ci.0","ci.1"))
+
+@claim("values_and_keys","Few components carry what goes through values and keys, too","values_and_keys",
+       "Of all that duplicate-token and induction heads tell inhibition heads through values, and previous-token heads "
+       "tell induction heads through keys, the sixteenth of the components that is loudest by composition score "
+       f"carries at least {limits['removal']:.0%} (interval above 0), and as many random components at most "
+       f"{limits['control']:.0%} of that; when removed and when interchanged. All that can be tested: replicates; "
+       "some: partly.",
+       "as many random components of the same heads","Neither values nor keys were looked at.",
+       needs="the classes of heads in question; removing (interchanging) all that the writers write changes the "
+       "movers' inhibition score, or the induction heads' attention (interval above 0)",
+       reads=_channel_reads, lacking=_values_lack)
+def _values_and_keys(v, r, parts):
+    x = {k:v["modes"][k[0]][k.split()[1]] for k in parts}
+    def say(k, e):
+        short = "" if _carried(e) else " (falls short)"
+        return (f"{k}: all {e['all']['fall']:+.3f}, loud {e['loud']['fall']:+.3f} {_ci(e['loud']['ci'],3)}, random "
+                f"{e['random']['fall']:+.3f}{short}")
+    said = "; ".join(say(k,e) for k,e in x.items())
+    return _share([_carried(e) for e in x.values()]),said,{f"{k} loud":e["loud"]["fall"] for k,e in x.items()}
+
 # %% ../../nbs/paper/claims.ipynb #c041
 _colour = {replicates:"#009E73",partly:"#E69F00",not_replicated:"#D55E00",untested:"#777"}
 
@@ -620,7 +785,8 @@ def noise_results(seed:int=0, # of the numbers
                   transfer=u(.45,.55),transfer_ci=[.42,.58],shuffled=.5)
     steered = lambda n: dict(n=200,components=["1.0.0"],named=1/n+u(-.02,.02),ci=[1/n-.03,1/n+.03],top1=.1,looked=1/n,
                              random=1/n+u(-.02,.02),random_ci=[1/n-.03,1/n+.03],moved=.5)
-    return dict(removal=removal,signal=signal,steering={str(n):steered(n) for n in (3,5)},**_noise_on_lists(u))
+    return dict(removal=removal,signal=signal,steering={str(n):steered(n) for n in (3,5)},**_noise_on_lists(u),
+                **_noise_on_readers(u))
 
 # %% ../../nbs/paper/claims.ipynb #p046
 def _noise_on_lists(u)->dict:
@@ -635,6 +801,27 @@ def _noise_on_lists(u)->dict:
         lifting=dict(scaling=[factor(a,s) for a in (1.,2.) for s in ("train","test")],
                      learned=dict(n_gains=64,lists=rows(),random=rows())),
         audit=dict(passed=False,first=None,failed=["kl"],unsure=[],untested=[],verdicts=rules))
+
+# %% ../../nbs/paper/claims.ipynb #e221
+def _noise_on_readers(u, reach:float=.1)->dict:
+    "The sections about single readers and components; without `reach` nothing could be moved, and heads rank first"
+    row = lambda: dict(reader="2.0",n=2,of=100,component="1.0.0",by_component=u(20,80),
+                       as_head=u(20,80) if reach else 1.,p_component=u(.2,1),p_head=u(.2,1))
+    q = dict(n=8,lift=u(-.1,.1),lift_ci=[-.5,.5],readers=[row() for _ in range(4)])
+    part = lambda: dict(n=64,rho=u(-.1,.1),ci=[-.2,.2],p=u(.05,1),rank=u(20,40),elsewhere=0.,excess=0.,
+                        excess_ci=[-.1,.1])
+    felt = dict(fall=reach,ci=[reach-.02,reach+.02])
+    small = lambda: dict(fall=u(-.01,.01)*bool(reach),ci=[-.02,.02],margin=0.,changed=0.)
+    ends = dict.fromkeys(("intact","turned","far","random"),dict(mean=.2,ci=[.15,.25]))
+    swaps = dict(random=.01,**{o:dict(names=small(),all=small()) for o in ("other_order","same_order")})
+    felt_by = lambda: dict(all=felt,loud=small(),random=small())
+    both = dict(V=dict(writers=["0.0"],readers=["1.0"],n=60,intact=.2,removed=felt_by(),interchanged=felt_by()))
+    return dict(values_and_keys=dict(modes=both,why={}),
+        pointer=dict(component="1.0.0",n=60,controls=["1.0.1"],interchange=swaps,
+                             flip=dict(preference=ends,margin=ends)),
+        readers=dict(source="literature",modes=dict(Q=q)),
+        prediction=dict(n=60,readers=["2.0"],senders=["1.0"],others=["1.1"],reach=felt,
+                        parts=dict(senders=part(),layers=part())))
 
 # %% ../../nbs/paper/claims.ipynb #p047
 _effects = ("fall","ci","relative","largest_other","order","names","template","others","change","low","high","moved",
@@ -652,5 +839,6 @@ def unmoved_results(seed:int=0, # of the numbers
     r = _still(noise_results(seed))
     for n,s in r["steering"].items(): s |= dict(named=1/int(n),ci=[1/int(n)]*2,random=1/int(n),random_ci=[1/int(n)]*2)
     for e in r["removal"]["everywhere"].values(): e |= dict(score=.2,ci=[.18,.22])
+    r |= _noise_on_readers(np.random.default_rng(seed).uniform,0.)
     return r|dict(audit=dict(passed=True,first=None,failed=[],unsure=[],untested=[],
                              verdicts=[dict(rule="kl",verdict="pass",value=0.,limit=.02)]))

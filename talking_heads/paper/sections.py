@@ -115,6 +115,33 @@ _declare("forecast","Can a failure be seen before the answer?",_forecast,since=2
 _declare("untested","Sections that are missing, and why",_by(_text),since=2)
 _declare("verdicts","Every claim with its verdict",_verdict,since=2,required=(2,))
 
+# %% ../../nbs/paper/sections.ipynb #e102
+_reader = _rows(reader=_text, n=_whole, of=_whole, component=_text, by_component=_number, as_head=_number,
+                p_component=_number, p_head=_number)
+_readers = _object(source=_text, modes=_by(_object(n=_whole, lift=_number, lift_ci=_ci, readers=_reader)))
+_reach = _object(fall=_number, ci=_ci)
+_ranked = _object(n=_whole, rho=_number, ci=_ci, p=_number, rank=_number, elsewhere=_maybe, excess=_maybe)
+_prediction = _object(n=_whole, readers=_strings, senders=_strings, others=_strings, reach=_reach,
+                      parts=_by(_ranked))
+
+_declare("readers","Do the senders of each reader stand out by component, and more than as heads?",_readers,since=2)
+_declare("prediction","Do scores rank what removing a component does to each reader?",_prediction,since=2)
+
+# %% ../../nbs/paper/sections.ipynb #e103
+_fall = _object(fall=_number, ci=_ci, margin=_number, changed=_number)
+_end = _object(mean=_number, ci=_ci)
+_flip = _object(intact=_end, turned=_end, far=_end, random=_end)
+_pointer = _object(component=_text, n=_whole, controls=_strings, flip=_object(preference=_flip, margin=_flip),
+                   interchange=_object(other_order=_by(_fall), same_order=_by(_fall), random=_number))
+_declare("pointer","What turning the coordinate round and interchanging it do",_pointer,since=2)
+
+# %% ../../nbs/paper/sections.ipynb #e104
+_part = _object(fall=_number, ci=_ci)
+_parts = _object(all=_part, loud=_part, random=_part)
+_channel = _object(writers=_strings, readers=_strings, n=_whole, intact=_number, removed=_parts, interchanged=_parts)
+_declare("values_and_keys","What few components carry through values and keys",
+         _object(modes=_by(_channel),why=_by(_text)),since=2)
+
 # %% ../../nbs/paper/sections.ipynb #s110
 def _schema_of(version:int)->dict:
     "The JSON schema of a version of results.json"
