@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['written_components', 'control_components', 'component_directions', 'task_cost', 'task_costs', 'text_coordinates',
-           'text_losses', 'text_cost', 'order_reach', 'abstraction_evidence']
+           'text_losses', 'text_cost', 'order_reach', 'abstraction_evidence', 'task_bars', 'task_rows']
 
 # %% ../../nbs/circuits/abstraction.ipynb #a003
 from ..base.core import * # first: it silences a warning of the next imports
-import pandas as pd, torch
+import altair as alt, pandas as pd, torch
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 from ..data import *
@@ -16,6 +16,7 @@ from ..svd import *
 from ..hooks import *
 from ..interventions import *
 from ..evaluation import *
+from ..charts import *
 from ..tasks.texts import *
 from .removal import *
 
@@ -64,9 +65,10 @@ def _own_row(m:Tensor, kinds:list, seed:int)->dict: # m (batch variant): the com
     means = cost[:,1:].mean(0)
     worst = int(means.argmax())
     over = interval(cost[:,0]-cost[:,1+worst],seed)
+    rest = interval(cost[:,1+worst],seed)
     by = {k:[float(x) for x,y in zip(means,kinds) if y==k] for k in dict.fromkeys(kinds)}
     return dict(**_spread(cost[:,0],seed), over=dict(change=over["mean"],low=over["low"],high=over["high"]),
-                costliest=kinds[worst], largest=float(means.max()),
+                costliest=kinds[worst], largest=rest["mean"], largest_ci=[rest["low"],rest["high"]],
                 controls={k:sum(x)/len(x) for k,x in by.items()})
 
 # %% ../../nbs/circuits/abstraction.ipynb #a009
@@ -195,3 +197,34 @@ def abstraction_evidence(model, # from `load_model`
     except TaskError as e: return out|dict(text=None,left_out=out["left_out"]|dict(text=str(e)))
     (_,v), = component_directions(weights,[name])
     return out|dict(text=text_cost(model,text.tokens,name,v,reach,seed=seed))
+
+# %% ../../nbs/circuits/abstraction.ipynb #a025
+def task_bars(df:pd.DataFrame, # rows of `task what fall low high`
+              title:str="", # the finding
+              subtitle:str="", # what to know beside it
+             )->alt.LayerChart:
+    "What each removal costs on each task, with intervals"
+    df = checked_table(df, "task what fall low high", "task_bars")
+    kinds = df.what.drop_duplicates().tolist()
+    base = alt.Chart(inline_data(df["task what fall low high".split()].round(4)), width="container", height=240)
+    tips = ["task:N","what:N",*(alt.Tooltip(f"{k}:Q",format=".3f") for k in ("fall","low","high"))]
+    x = alt.X("task:N", title=None, sort=df.task.drop_duplicates().tolist(), axis=alt.Axis(labelAngle=0))
+    base = base.encode(x=x, xOffset=alt.XOffset("what:N",sort=kinds), tooltip=tips)
+    color = alt.Color("what:N", title="removed at END", sort=kinds,
+                      scale=alt.Scale(domain=kinds,range=[hues[0],"#999999",hues[1]][:len(kinds)]))
+    bars = base.mark_bar().encode(y=alt.Y("fall:Q", title="fall of the answer's margin, logits"), color=color)
+    rules = base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
+    said = "; ".join(f"{r['task']}, {r['what']}: {r['fall']:.2f}" for r in df.to_dict("records"))
+    return finish_chart(alt.layer(bars,rules), title, subtitle, f"Fall of the margin. {said}.")
+
+def task_rows(section:dict, # from `abstraction_evidence`
+             )->pd.DataFrame: # task what fall low high
+    "The rows of that picture, tasks that the model can do"
+    rows = []
+    for k,r in section["tasks"].items():
+        if not r["done"]: continue
+        rest = dict(task=k,what="costliest control",fall=r["largest"],low=r["largest_ci"][0],high=r["largest_ci"][1])
+        ends = {w:dict(task=k,what=w,fall=x["fall"],low=x["ci"][0],high=x["ci"][1])
+                for w,x in (("component",r),("whole head",r["head"]))}
+        rows += [ends["component"],rest,ends["whole head"]]
+    return pd.DataFrame(rows)

@@ -96,7 +96,9 @@ def long_lists(model, # from `load_model`
     "Accuracy among the items as lists grow"
     rows,left_out = [],{}
     for k in progress(list(lengths),"long lists"):
-        try: df = prompt_scores(readout(model,laundry_list(**task_args(model),n_items=k,n=n,template=template,seed=seed),()))
+        try:
+            p = laundry_list(**task_args(model),n_items=k,n=n,template=template,seed=seed)
+            df = prompt_scores(readout(model,p,()))
         except TaskError as e:
             left_out[str(k)] = str(e)
             continue

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['chosen_places', 'channel_columns', 'Account', 'Lists', 'list_accounts', 'choice_log_p', 'fit_account', 'made_choices',
-           'channel_distances', 'compare_accounts', 'rival_evidence', 'error_distances']
+           'channel_distances', 'compare_accounts', 'rival_evidence', 'error_distances', 'distance_lines']
 
 # %% ../../nbs/circuits/rivals.ipynb #r003
 from ..base.core import * # first: it silences a warning of the next imports
 from dataclasses import dataclass
-import numpy as np, pandas as pd, torch
+import altair as alt, numpy as np, pandas as pd, torch
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 from ..data import *
 from ..hooks import *
 from ..interventions import *
 from ..evaluation import *
+from ..charts import *
 from ..tasks.contrasts import item_ids
 
 # %% ../../nbs/circuits/rivals.ipynb #r005
@@ -79,7 +80,8 @@ def list_accounts(n_lengths:int, # how many lengths there are
                  )->dict: # name to `Account`
     "The accounts that are compared"
     common = (0.,0.,-3.)
-    some = [Account("separation, measured","errors go to neighbours in the channel's coordinates",(*common,-1.),_separated),
+    near = "errors go to neighbours in the channel's coordinates"
+    some = [Account("separation, measured",near,(*common,-1.),_separated),
             Account("separation, even","errors go to neighbours on a line of fixed length",(*common,2.),_even),
             Account("three mechanisms","a positional bump, wide in the middle, and the right item",
                     (*common,1.,1.,0.,0.,0.),_mechanisms),
@@ -216,20 +218,46 @@ def rival_evidence(df:pd.DataFrame, # as for `compare_accounts`
                 rival_over_uniform=_difference(held,"three mechanisms","uniform errors",seed))
 
 # %% ../../nbs/circuits/rivals.ipynb #r026
+def _shares(l:Lists, tables:dict)->list: # of dicts
+    "Share of the wrong choices by distance, of one length"
+    off,rows = _gap(l.n_items).long(),[]
+    for k,t in tables.items():
+        wrong = float(t[off!=0].sum())
+        for d in (d for d in range(1-l.n_items,l.n_items) if d and wrong):
+            rows.append(dict(account=k,n_items=l.n_items,off=d,share=float(t[off==d].sum())/wrong,wrong=wrong))
+    return rows
+
 def error_distances(df:pd.DataFrame, # as for `compare_accounts`
                     seed:int=0, # of the halves
-                   )->pd.DataFrame: # account n_items off share
+                   )->pd.DataFrame: # account n_items off share wrong
     "Share of wrong choices by distance from the answer, seen and expected on the held-out half"
     held,numbers = compare_accounts(df,seed)
     known,rows = _lists(df[_halves(df,seed)]),[]
     accounts = list_accounts(len(known),"separation, measured" in numbers)
     for l,_ in known:
-        g,off = held[held.n_items==l.n_items],_gap(l.n_items).long()
-        tables = {"seen":_counts(l.n_items,g)}
+        g = held[held.n_items==l.n_items]
         at = torch.tensor(g.position.to_numpy()-1).bincount(minlength=l.n_items).double()
-        tables |= {k:at[:,None]*choice_log_p(accounts[k],numbers[k],l).exp() for k in numbers}
-        for k,t in tables.items():
-            wrong = float(t[off!=0].sum())
-            for d in range(1-l.n_items,l.n_items):
-                if d: rows.append(dict(account=k,n_items=l.n_items,off=d,share=float(t[off==d].sum())/max(wrong,1e-12)))
-    return pd.DataFrame(rows)
+        tables = {k:at[:,None]*choice_log_p(accounts[k],numbers[k],l).exp() for k in numbers}
+        rows += _shares(l,{"seen":_counts(l.n_items,g)}|tables)
+    return pd.DataFrame(rows,columns="account n_items off share wrong".split())
+
+# %% ../../nbs/circuits/rivals.ipynb #r029
+def distance_lines(df:pd.DataFrame, # from `error_distances`, one length
+                   title:str="", # the finding
+                   subtitle:str="", # what to know beside it
+                  )->alt.LayerChart:
+    "Wrong choices by distance from the answer: seen as bars, expected as lines"
+    df = checked_table(df.assign(score=df.share), "account n_items off share score", "distance_lines")
+    names = [a for a in df.account.drop_duplicates() if a!="seen"]
+    x = alt.X("off:O", title="places after the answer", axis=alt.Axis(labelAngle=0))
+    y = alt.Y("share:Q", title="share of wrong choices", axis=alt.Axis(format="%"))
+    rows = df["account off share".split()].round(4)
+    tips = ["account:N","off:O",alt.Tooltip("share:Q",format=".3f")]
+    bars = alt.Chart(inline_data(rows[rows.account=="seen"])).mark_bar(color="#cccccc").encode(x=x,y=y,tooltip=tips)
+    color = alt.Color("account:N", title="expected by", scale=alt.Scale(domain=names,range=list(hues[:len(names)])))
+    lines = alt.Chart(inline_data(rows[rows.account!="seen"])).mark_line(point=True)
+    lines = lines.encode(x=x,y=y,color=color,tooltip=tips)
+    chart = alt.layer(bars,lines).properties(width="container",height=240)
+    near = {a:g[g.off.abs()==1].share.sum() for a,g in df.groupby("account")}
+    said = ", ".join(f"{k} {v:.0%}" for k,v in near.items())
+    return finish_chart(chart, title, subtitle, f"Share of wrong choices that are neighbours of the answer: {said}.")

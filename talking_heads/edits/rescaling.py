@@ -69,15 +69,14 @@ def _judged(top:Tensor, among:Tensor, seed:int)->dict: # (batch 2): factor 1 and
     "Change against factor 1"
     t,a = (paired(x[:,0],x[:,1],seed) for x in (top,among))
     return dict(before=float(top[:,0].double().mean()), after=float(top[:,1].double().mean()), change=t["mean"],
-                low=t["low"], high=t["high"], n=t["n"], among=a["mean"], among_ci=[a["low"],a["high"]],
-                moved=float((top[:,0]!=top[:,1]).double().mean()))
+                low=t["low"], high=t["high"], n=t["n"], among=a["mean"], among_ci=[a["low"],a["high"]])
 
 def rescaling_evidence(model, # from `load_model`
                        arms:dict, # from `rescaling_arms`
                        lists:dict, # n_items to (training prompts, other prompts)
                        alphas=(1.,2.,4.,8.), # factors; 1 comes first
                        seed:int=0, # of the bootstrap
-                      )->list: # rows: arm components n_items alpha tried before after change low high n among among_ci moved
+                      )->list: # rows: arm components n_items alpha tried before after change low high n among moved
     "What scaling components in the weights is worth, the factor of each length chosen on training prompts"
     if alphas[0]!=1: raise EditError("The first factor is 1, which the others are compared with.")
     first = min(parse_component(c)[0].layer for names in arms.values() for c in names)
@@ -86,10 +85,11 @@ def rescaling_evidence(model, # from `load_model`
         on,other = entered_lists(upper,train),entered_lists(upper,test)
         intact = right_when_scaled(upper,test,other,arms["senders"],(1.,))
         for arm,names in arms.items():
-            tried = right_when_scaled(upper,train,on,names,alphas)[0].double().mean(0)
+            right = right_when_scaled(upper,train,on,names,alphas)[0]
+            tried,moved = right.double().mean(0),float((right.any(1)&~right.all(1)).double().mean())
             best = alphas[int(tried.argmax())]
             scaled = intact if best==1 else right_when_scaled(upper,test,other,names,(best,))
             both = [torch.cat([a,b],1) for a,b in zip(intact,scaled)]
-            about = dict(arm=arm,components=list(names),n_items=int(k),alpha=best)
+            about = dict(arm=arm,components=list(names),n_items=int(k),alpha=best,moved=moved)
             rows.append(about|dict(tried=dict(zip(map(str,alphas),tried.tolist())))|_judged(*both,seed))
     return rows
