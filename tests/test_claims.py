@@ -100,11 +100,25 @@ def effect():
         median_head=9.0,
     )
     narrow = dict(n=10, share=0.5, ci=[0.4, 0.6], random=0.1, random_ci=[0.1, 0.1], excess=0.2, excess_ci=[0.1, 0.3])
-    return r | dict(weights=dict(board={m: weights for m in "QKV"}, concentration={m: narrow for m in "QKV"}))
+    return further(r) | dict(weights=dict(board={m: weights for m in "QKV"}, concentration={m: narrow for m in "QKV"}))
+
+
+def further(r):
+    "`r` where the claims about other tasks, three senders, choices and scaling hold as well"
+    for x in r["abstraction"]["tasks"].values():
+        x.update(fall=1.0, ci=[0.8, 1.2], over=dict(change=0.8, low=0.5, high=1.1))
+    for s in r["map"]["by_n"].values():
+        s["arms"]["senders, gradient"] |= dict(named=0.95, ci=[0.93, 0.97])
+    for k in ("over_rival", "over_uniform"):
+        r["rivals"][k] = dict(change=0.05, low=0.03, high=0.07)
+    for x in r["rescaling"]:
+        if x["arm"] == "senders":
+            x.update(change=0.3, low=0.2, high=0.4)
+    return r
 
 
 def test_everything_holds():
-    assert set(said(effect()).values()) == {replicates} and len(claims) == 9
+    assert set(said(effect()).values()) == {replicates} and len(claims) == 13
 
 
 @pytest.mark.parametrize(
@@ -349,9 +363,9 @@ def test_why_sections_are_missing():
 
 def test_counts_keep_the_untestable_apart():
     text = verdict_counts(judge_claims(unmoved_results()))
-    assert text.startswith("none could be judged; 9 cannot be tested here (") and "replicate" not in text.split("(")[0]
+    assert text.startswith("none could be judged; 13 cannot be tested here (") and "replicate" not in text.split("(")[0]
     v = judge_claims(noise_results())
-    assert "6 does not replicate; 3 cannot be tested here (3: " in verdict_counts(v)
+    assert "10 does not replicate; 3 cannot be tested here (3: " in verdict_counts(v)
     assert verdict_counts([asdict(x) for x in v]) == verdict_counts(v) and verdict_counts([]) == "not judged"
     assert all(x.why in lacks for x in judge_claims(unmoved_results()))
     assert {x.why for x in judge_claims(effect())} == {""}

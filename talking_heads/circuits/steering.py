@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Subspace', 'subspace', 'random_subspace', 'natural', 'steer', 'steering_scores', 'fit_gradient', 'choose_components',
-           'attention_response', 'fit_attention', 'subspace_map', 'fit_grid', 'stored_steering', 'steering_study']
+           'attention_response', 'fit_attention', 'named_places', 'subspace_map', 'fit_grid', 'stored_steering',
+           'steering_study']
 
 # %% ../../nbs/circuits/steering.ipynb #c003
 from ..base.core import * # first: it silences a warning of the next imports
@@ -302,6 +303,27 @@ def fit_attention(model, # from `load_model`
     x = torch.linalg.solve(A.T@A+ridge*float(A.square().sum()/A.shape[1])*torch.eye(len(s)).double(),A.T@want.T).T
     return natural(model,prompts,s,runs).mean(0)+(x.float()*unit)
 
+# %% ../../nbs/circuits/steering.ipynb #p2n1
+@torch.no_grad()
+def named_places(model, # from `load_model`
+                 prompts:Prompts, # lists of one length N
+                 s:Subspace,
+                 values:Tensor, # (variant k) coordinates, the same for all prompts
+                 runs:list|None=None, # from `prefixes` of the same prompts
+                 rows:int=1536, # most variants in one batch, which bounds memory
+                )->Tensor: # (batch variant) places from 0
+    "Which item the model names under each setting of the coordinates; logits of the items alone are computed"
+    (N,ids),parts = _items(prompts),[]
+    if runs: check_runs(model,prompts,runs)
+    runs = runs or prefixes(model,prompts,32)
+    for g,r in progress(runs,"grid"):
+        some = []
+        for x in values.split(max(1,rows//len(g))):
+            hooks = _end_hooks(_setting(model,s,lambda _: x[None]),g,len(x))
+            some.append(_item_logits(model,r,hooks,len(x),ids[g],s.first).argmax(-1).cpu())
+        parts.append(torch.cat(some,1))
+    return in_order(parts,[g for g,_ in runs])
+
 # %% ../../nbs/circuits/steering.ipynb #c027
 @torch.no_grad()
 def subspace_map(model, # from `load_model`
@@ -316,8 +338,7 @@ def subspace_map(model, # from `load_model`
     c = natural(model,prompts,s)
     half = reach*(c.amax(0)-c.amin(0))/2
     grid = torch.cartesian_prod(*[torch.linspace(-1,1,points)]*len(s)).view(-1,len(s))*half+c.mean(0)
-    v = run_variants(model,prompts,_setting(model,s,lambda g: grid[None]),len(grid))
-    named = _in_list_order(v.choices,prompts).argmax(-1) # (batch point)
+    named = named_places(model,prompts,s,grid) # (batch point)
     share = torch.nn.functional.one_hot(named,N).float().mean(0) # (point N)
     at = {f"x{i}":grid[:,i].numpy() for i in range(len(s))}
     f = pd.concat([pd.DataFrame(at|dict(place=t+1,share=share[:,t].numpy())) for t in range(N)])

@@ -142,6 +142,28 @@ _channel = _object(writers=_strings, readers=_strings, n=_whole, intact=_number,
 _declare("values_and_keys","What few components carry through values and keys",
          _object(modes=_by(_channel),why=_by(_text)),since=2)
 
+# %% ../../nbs/paper/sections.ipynb #p2s1
+_yes = {"type":"boolean"}
+_change = _object(change=_number, low=_number, high=_number)
+_cost = _object(fall=_number, ci=_ci)
+_task = _object(n=_whole, chance=_number, accuracy=_number, accuracy_ci=_ci, margin=_number, done=_yes, fall=_number,
+                ci=_ci, over=_change, largest=_number, head=_cost)
+_abstraction = _object(component=_text, tasks=_by(_task), left_out=_by(_text), text={"type":["object","null"]})
+_sender = _rows(head=_text, name=_text, fall=_number, low=_number, high=_number, called=_yes)
+_arm = _object(named=_number, ci=_ci, top1=_number, moved=_number)
+_grown = _rows(n_items=_whole, accuracy=_number, low=_number, high=_number, n=_whole)
+_map = _object(senders=_sender, by_n=_by(_object(n=_whole, arms=_by(_arm))), accuracy=_grown, left_out=_by(_text))
+_rivals = _object(n=_whole, errors=_whole, separation=_text, accounts=_by(_object(log_p=_number, over_chance=_number)),
+                  over_rival=_change, over_uniform=_change, rival_over_uniform=_change)
+_rescaling = _rows(arm=_text, components=_strings, n_items=_whole, alpha=_number, before=_number, after=_number,
+                   among=_number, among_ci=_ci, moved=_number, **_spread)
+
+# %% ../../nbs/paper/sections.ipynb #p2s2
+_declare("rivals","Which account tells better which item of a list is chosen?",_rivals,since=2)
+_declare("map","Do components of three senders index a list, and how long may it be?",_map,since=2)
+_declare("abstraction","Do other tasks of retrieval use the component?",_abstraction,since=2)
+_declare("rescaling","What scaling the senders' components in the weights is worth",_rescaling,since=2)
+
 # %% ../../nbs/paper/sections.ipynb #s110
 def _schema_of(version:int)->dict:
     "The JSON schema of a version of results.json"

@@ -22,23 +22,28 @@ class PaperSettings:
     steer_lengths:list # numbers of items of the lists that are steered
     n_steer:int # lists of each length that are steered
     steer_steps:int # training steps for what steers
+    map_lengths:list # numbers of items of the lists that three senders steer; none makes no map
     n_scale:int # lists of each length for the factor on one component
+    rescale_lengths:list # numbers of items of the lists for the paper's own edit; none tries none
     lift_steps:int # training steps for learned gains; 0 trains none
     n_lift:int # lists of each length for judging them
     audit_plan:str # audit of the learned gains: full, quick, or empty for none
     n_forecast:int # lists of each length for forecasts; 0 makes none
+    n_retrieval:int # prompts of each further task of retrieval; 0 makes none
 
 # %% ../../nbs/paper/settings.ipynb #e005
 paper_presets = dict(
     full=PaperSettings(
         n_prompts=240, n_ablate=120, n_list=360, n_list_other=120,
         list_lengths=[2,3,4,5,6,8,10], list_lengths_other=[2,3,5,8],
-        steer_lengths=[3,5], n_steer=200, steer_steps=60,
+        steer_lengths=[3,5], n_steer=200, steer_steps=60, map_lengths=[3,5,8,10],
+        rescale_lengths=[3,5,8], n_retrieval=96,
         n_scale=200, lift_steps=80, n_lift=100, audit_plan="full", n_forecast=120),
     quick=PaperSettings(
         n_prompts=120, n_ablate=60, n_list=120, n_list_other=36,
         list_lengths=[2,3,5,8], list_lengths_other=[3,8],
-        steer_lengths=[3], n_steer=60, steer_steps=30,
+        steer_lengths=[3], n_steer=60, steer_steps=30, map_lengths=[3],
+        rescale_lengths=[5], n_retrieval=24,
         n_scale=60, lift_steps=0, n_lift=0, audit_plan="", n_forecast=60)) # by the parameter `how`
 audit_plans = ("","quick","full")
 
