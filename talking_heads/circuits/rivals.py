@@ -204,9 +204,10 @@ def _better(df:pd.DataFrame, numbers:dict, seed:int)->str:
 
 def rival_evidence(df:pd.DataFrame, # as for `compare_accounts`
                    seed:int=0, # of the halves and the bootstrap
+                   compared:tuple|None=None, # from `compare_accounts` with the same seed, where it is there already
                   )->dict: # the `rivals` section of results.json
     "Which account tells better which item is chosen"
-    held,numbers = compare_accounts(df,seed)
+    held,numbers = compared or compare_accounts(df,seed)
     own = _better(df,numbers,seed)
     wrong = held[held.chosen!=held.position]
     chance = -np.log(held.n_items).mean()
@@ -229,9 +230,10 @@ def _shares(l:Lists, tables:dict)->list: # of dicts
 
 def error_distances(df:pd.DataFrame, # as for `compare_accounts`
                     seed:int=0, # of the halves
+                    compared:tuple|None=None, # from `compare_accounts` with the same seed
                    )->pd.DataFrame: # account n_items off share wrong
     "Share of wrong choices by distance from the answer, seen and expected on the held-out half"
-    held,numbers = compare_accounts(df,seed)
+    held,numbers = compared or compare_accounts(df,seed)
     known,rows = _lists(df[_halves(df,seed)]),[]
     accounts = list_accounts(len(known),"separation, measured" in numbers)
     for l,_ in known:
