@@ -69,7 +69,8 @@ def store(run: Path, name: str | None = None, title: str | None = None) -> None:
         clean_nb(clean, allowed_cell_metadata_keys=["tags"])
         write_nb(clean, pages)
     print(f"{out.relative_to(root)} and its .json", *handed.notes, sep="\n")
-    print("Pages that compare the stored runs: make notebooks NB='nbs/paper/results.ipynb nbs/findings/*.ipynb index.ipynb'")
+    pages = "nbs/paper/results.ipynb nbs/findings/*.ipynb index.ipynb"
+    print(f"Pages that compare the stored runs: make notebooks NB='{pages}'")
 
 
 if __name__ == "__main__":

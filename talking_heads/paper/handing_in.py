@@ -131,5 +131,6 @@ def check_handed_in(folder, # of a finished run
         raise OutputError(f"{folder} was made by other code than this checkout's ({seal['code'][:12]}). Check out the "
             "version that made it, or run it again with this one.")
     if wrong := _unequal_verdicts(results):
-        raise OutputError(f"The verdicts on {', '.join(wrong)} do not follow from the numbers in {folder}. Run it again.")
+        raise OutputError(f"The verdicts on {', '.join(wrong)} do not follow from the numbers in {folder}. "
+            "Run it again.")
     return HandedIn(results,seal["notebook"],seal["code"],_notes(results))
