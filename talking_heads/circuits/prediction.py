@@ -213,7 +213,7 @@ def _agreement(p:Pairs, at:Tensor, within:list, seed:int, times:int=999)->dict|N
     if not found: return None
     own,permuted = (torch.stack([f[k] for f in found.values()]) for k in (0,2)) # (reader resample)
     drawn = rng.multinomial(len(found),np.full(len(found),1/len(found)),size=times)/len(found)
-    drawn = torch.cat([torch.full((1,len(found)),1/len(found)).double(),torch.from_numpy(drawn)])
+    drawn = torch.cat([torch.full((1,len(found)),1/len(found),dtype=torch.double),torch.from_numpy(drawn)])
     rho = (drawn*own.T).sum(1)
     p_value = (1+int((permuted.mean(0)>=rho[0]-1e-12).sum()))/(1+times)
     out = dict(n=int(at.sum()),rho=float(rho[0]),ci=[float(x) for x in central_95(rho[1:])],p=p_value,
