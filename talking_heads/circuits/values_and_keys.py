@@ -47,22 +47,23 @@ def loud_parts(folded:AttentionWeights, # with gains of norms folded in
     return out
 
 # %% ../../nbs/circuits/values_and_keys.ipynb #v008
-def _at(x:Tensor, pos:Tensor)->Tensor: # (batch pos ...) to (batch ...)
-    "One position of each prompt"
-    return x[torch.arange(len(pos)),pos]
+def _at(x:Tensor, pos:Tensor)->Tensor: # (batch pos ...) at (batch) or (batch k) positions
+    "One position of each prompt, or several"
+    b = torch.arange(len(pos))
+    return x[b,pos] if pos.ndim==1 else x[b[:,None],pos]
 
-def _wrote(rec:Recording, h:Head, pos:Tensor)->Tensor: # (batch d_model)
+def _wrote(rec:Recording, h:Head, pos:Tensor)->Tensor: # (batch d_model), or (batch k d_model)
     "What one head wrote, before any norm after attention"
-    return _at(rec.z[h.layer],pos)[:,h.head]@rec.model.blocks[h.layer].attn.W_O[h.head].detach().float().cpu()
+    return _at(rec.z[h.layer][:,:,h.head],pos)@rec.model.blocks[h.layer].attn.W_O[h.head].detach().float().cpu()
 
 def stream_change(rec:Recording, # from `record`
                   part:dict, # from `loud_parts`
-                  pos:Tensor, # (batch) where the part is removed
+                  pos:Tensor, # (batch) where the part is removed, or (batch k)
                   donor:Recording|None=None, # whose writes it gets instead
-                  there:Tensor|None=None, # (batch) where the donor's stand
-                 )->Tensor: # (batch d_model)
+                  there:Tensor|None=None, # where the donor's stand, like `pos`
+                 )->Tensor: # (batch d_model), or (batch k d_model)
     "What a change of some writers' components adds to the residual stream"
-    out = torch.zeros(len(pos),rec.stream.shape[-1])
+    out = torch.zeros(*pos.shape,rec.stream.shape[-1])
     for h,V in part.items():
         d = -_wrote(rec,h,pos)
         if donor is not None: d = d+_wrote(donor,h,there)
@@ -179,11 +180,9 @@ def key_attention(rec:Recording, # of random tokens shown twice
 # %% ../../nbs/circuits/values_and_keys.ipynb #v022
 def _key_changes(rec:Recording, parts:dict, keys:list, shift:int)->Tensor: # (batch variant key d_model)
     "Each part removed from all keys, then each part moved: key i gets what stands `shift` keys on"
-    def at(p): return torch.full((len(rec),),p)
-    def of(part, i, j): return stream_change(rec,part,at(keys[i]),*(() if j is None else (rec,at(keys[j]))))
-    K = range(len(keys))
-    removed = [torch.stack([of(p,i,None) for i in K],1) for p in parts.values()]
-    moved = [torch.stack([of(p,i,(i+shift)%len(keys)) for i in K],1) for p in parts.values()]
+    here = torch.tensor(keys).expand(len(rec),-1)
+    removed = [stream_change(rec,p,here) for p in parts.values()]
+    moved = [stream_change(rec,p,here,rec,here.roll(-shift,1)) for p in parts.values()]
     return torch.stack(removed+moved,1)
 
 def _key_rows(rec:Recording, reader:Head, parts:dict, shift:int)->tuple: # (batch), and two of (batch variant)
