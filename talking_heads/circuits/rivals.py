@@ -174,7 +174,7 @@ def _counts(N:int, g:pd.DataFrame)->Tensor: # (answer place, chosen place)
 def compare_accounts(df:pd.DataFrame, # one row per list: n_items position chosen, and maybe coordinates x0 x1 ...
                      seed:int=0, # of the halves
                     )->tuple[pd.DataFrame,dict]: # held-out rows with a column for each account; account to its numbers
-    "Log-probability of each held-out choice under every account"
+    "Log-probability of each held-out choice under every account, and of a wrong choice among all wrong ones"
     fit = _halves(df,seed)
     known = _lists(df[fit])
     far = all(l.far is not None for l,_ in known)
@@ -185,12 +185,16 @@ def compare_accounts(df:pd.DataFrame, # one row per list: n_items position chose
         for l,_ in known:
             g = out[out.n_items==l.n_items]
             p = choice_log_p(a,x,l)
-            out.loc[g.index,name] = p[g.position.to_numpy()-1,g.chosen.to_numpy()-1].numpy()
+            at,j = g.position.to_numpy()-1,g.chosen.to_numpy()-1
+            out.loc[g.index,name] = p[at,j].numpy()
+            rest = (-p[at,at].exp()).log1p() # of any wrong choice
+            out.loc[g.index,f"{name}, wrong"] = (p[at,j]-rest).numpy()
     return out,numbers
 
 # %% ../../nbs/circuits/rivals.ipynb #r023
 def _difference(held:pd.DataFrame, a:str, b:str, seed:int)->dict:
     "Held-out log-likelihood of one account over another, nats per choice"
+    if not len(held): return dict(change=0.,low=0.,high=0.,n=0)
     i = interval(torch.tensor((held[a]-held[b]).to_numpy()),seed)
     return dict(change=i["mean"],low=i["low"],high=i["high"],n=i["n"])
 
@@ -216,7 +220,9 @@ def rival_evidence(df:pd.DataFrame, # as for `compare_accounts`
     return dict(n=len(held), errors=len(wrong), separation=own, accounts=likely,
                 over_rival=_difference(held,own,"three mechanisms",seed),
                 over_uniform=_difference(held,own,"uniform errors",seed),
-                rival_over_uniform=_difference(held,"three mechanisms","uniform errors",seed))
+                rival_over_uniform=_difference(held,"three mechanisms","uniform errors",seed),
+                wrong_over_rival=_difference(wrong,f"{own}, wrong","three mechanisms, wrong",seed),
+                wrong_over_uniform=_difference(wrong,f"{own}, wrong","uniform errors, wrong",seed))
 
 # %% ../../nbs/circuits/rivals.ipynb #r026
 def _shares(l:Lists, tables:dict)->list: # of dicts

@@ -79,13 +79,13 @@ def rescaling_evidence(model, # from `load_model`
                       )->list: # rows: arm components n_items alpha tried before after change low high n among moved
     "What scaling components in the weights is worth, the factor of each length chosen on training prompts"
     if alphas[0]!=1: raise EditError("The first factor is 1, which the others are compared with.")
-    first = min(parse_component(c)[0].layer for names in arms.values() for c in names)
-    upper,rows = UpperLayers(model,first),[]
+    lowest = min(parse_component(c)[0].layer for names in arms.values() for c in names)
+    upper,rows = UpperLayers(model,lowest),[]
     for k,(train,test) in lists.items():
         on,other = entered_lists(upper,train),entered_lists(upper,test)
-        intact = right_when_scaled(upper,test,other,arms["senders"],(1.,))
+        first,intact = (right_when_scaled(upper,p,e,arms["senders"],(1.,)) for p,e in ((train,on),(test,other)))
         for arm,names in arms.items():
-            right = right_when_scaled(upper,train,on,names,alphas)[0]
+            right = torch.cat([first[0],right_when_scaled(upper,train,on,names,alphas[1:])[0]],1)
             tried,moved = right.double().mean(0),float((right.any(1)&~right.all(1)).double().mean())
             best = alphas[int(tried.argmax())]
             scaled = intact if best==1 else right_when_scaled(upper,test,other,names,(best,))
