@@ -1,4 +1,4 @@
-"The further experiments of the paper: tasks of retrieval, what a removal costs on them, rival accounts, the map, rescaling"
+"Further experiments of the paper: tasks of retrieval, what a removal costs there, rival accounts, map, rescaling"
 
 import numpy as np
 import pandas as pd
