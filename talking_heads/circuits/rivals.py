@@ -206,6 +206,7 @@ def _better(df:pd.DataFrame, numbers:dict, seed:int)->str:
         best[k] = float(sum((_counts(l.n_items,g)*choice_log_p(accounts[k],numbers[k],l)).sum() for l,g in known))
     return max(best,key=best.get)
 
+# %% ../../nbs/circuits/rivals.ipynb #r032
 def rival_evidence(df:pd.DataFrame, # as for `compare_accounts`
                    seed:int=0, # of the halves and the bootstrap
                    compared:tuple|None=None, # from `compare_accounts` with the same seed, where it is there already

@@ -834,7 +834,8 @@ def _by_separation(v, r, parts):
     say = lambda x: f"{x['change']:+.4f} [{x['low']:+.4f}, {x['high']:+.4f}]"
     said = (f"{v['separation']}: over three mechanisms {say(a)} nats a choice, over uniform errors {say(b)} "
             f"(n={v['n']}, {v['errors']} wrong)")
-    if "wrong_over_rival" in v: said += f"; of which wrong item it was, over three mechanisms {say(v['wrong_over_rival'])}"
+    wrong = v.get("wrong_over_rival")
+    if wrong: said += f"; of which wrong item it was, over three mechanisms {say(wrong)}"
     verdict = partly if b["low"]>0 and a["high"]>=0 else not_replicated
     if a["low"]>0 and b["low"]>0: verdict = replicates
     return verdict,said,dict(over_rival=a["change"],over_uniform=b["change"])
