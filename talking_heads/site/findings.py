@@ -131,7 +131,7 @@ def result_lines(up:str="nbs/", # way to the folder of notebooks
             ("A few numbers pick the item of a list","steering_a_list",("steering",),lambda: _line_steering(r)),
             ("Lists can be lifted, at a price","lifting_and_its_price",("lifting","audit"),lambda: _line_lifting(r)),
             ("Scores propose; they do not decide","what_scores_cannot_say",("weights",),lambda: _line_scores(runs)),
-            ("Nine claims, judged by rules","claims_by_model",("verdicts",),lambda: _line_claims(r))]
+            ("Every claim, judged by a rule","claims_by_model",("verdicts",),lambda: _line_claims(r))]
     def line(title, page, sections, text):
         lost = missing_part(r,sections)
         return f"- **[{title}]({up}findings/{page}.ipynb)**: {lost or text()}"
