@@ -484,7 +484,7 @@ def test_charts_answer(server, tab, page):
     "Every chart tells about a mark under the mouse; one that promises a click, a legend or a control keeps it"
     t = opened(tab["light"], f"{server}/{page}")
     silent = []
-    for chart in t.query_selector_all(".th-chart"):
+    for chart in t.query_selector_all(".th-chart:not([hidden])"):
         name = chart.get_attribute("id")
         if not hovered(t, chart):
             silent.append(f"{name}: no tooltip")

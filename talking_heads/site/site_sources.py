@@ -12,6 +12,7 @@ from pathlib import Path
 from .addresses import *
 from .cards import *
 from .notebook_pages import *
+from .studies import *
 from .symbols import *
 
 # %% ../../nbs/site/site_sources.ipynb #c059
@@ -118,21 +119,46 @@ def _notebooks(nbs):
     return pages
 
 # %% ../../nbs/site/site_sources.ipynb #c061b
-def _made(path, *args):
+_faults = ValueError,TypeError,KeyError,SyntaxError,tokenize.TokenError
+
+def _read(path):
+    "The notebook at `path`, or `DocsError` that says which one cannot be read"
+    try: return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e: raise DocsError(f"{path} cannot be read as a notebook: {e}") from e
+
+def _made_by(run):
+    "Name of the notebook that a stored run executed, or nothing"
+    beside = run.with_suffix(".json")
+    is_run = run.parent.name=="runs" and beside.is_file()
+    return json.loads(beside.read_text(encoding="utf-8")).get("notebook","") if is_run else ""
+
+def _stored_runs(found):
+    "The stored runs of each notebook: its file name to a dict of the name of a run to the run"
+    runs = {}
+    for p in found.values():
+        if _made_by(p): runs.setdefault(_made_by(p),{})[p.stem] = _read(p)
+    return runs
+
+def _answered(path, runs):
+    "The notebook at `path` with what it answers in front"
+    if path.parent.name=="runs": return verdicts_first(_read(path))
+    return answer_first(run_front(_read(path),runs.get(path.name,{})))
+
+# %% ../../nbs/site/site_sources.ipynb #srun
+def _made(path, runs, *args):
     "The notebook at `path` for the site, or `DocsError` that says which one cannot be read"
-    try: return site_notebook(json.loads(path.read_text(encoding="utf-8")),*args)
-    except (ValueError,TypeError,KeyError,SyntaxError,tokenize.TokenError) as e:
-        raise DocsError(f"{path} cannot be read as a notebook: {e}") from e
+    try: return site_notebook(_answered(path,runs),*args)
+    except _faults as e: raise DocsError(f"{path} cannot be read as a notebook: {e}") from e
 
 def _write_notebooks(root, proc, repo):
     "Write every notebook into `proc`; give the sources of the pages"
     found,where,pages = _notebooks(root/"nbs"),_source_addresses(root,repo),[]
-    index = chapter_index(found)|symbol_index(read_modidx(root))
+    index,runs = chapter_index(found)|symbol_index(read_modidx(root)),_stored_runs(found)
     for name,p in found.items():
         up = "../"*name.count("/")
         from_here = {k:up+v for k,v in index.items()}
         address = f"{repo}/nbs/{p.relative_to(root/'nbs').as_posix()}"
-        made = _made(p,from_here,where,address,up)
+        made = _made(p,runs,from_here,where,address,up)
         pages.append(f"{name}.ipynb")
         (proc/pages[-1]).parent.mkdir(parents=True,exist_ok=True)
         (proc/pages[-1]).write_text(json.dumps(made,ensure_ascii=False),encoding="utf-8")
