@@ -987,9 +987,9 @@ def _explorer_looks(tokens, pick):
     base = _picked(tokens, pick, None, "where it looks from the last word; width is attention")
     tips = ["name:N","token:N",alt.Tooltip("attention:Q",format=".3f")]
     arcs = base.transform_calculate(ts="sequence(0,1.001,1/16)").transform_flatten(["ts"],["t"])
-    arcs = arcs.transform_calculate(**_arc(last)).mark_line(color=hues[1], strokeCap="round")
-    share = alt.StrokeWidth("attention:Q", scale=alt.Scale(domain=[0,1],range=[0,16]), legend=None)
-    arcs = arcs.encode(x=x("x"), y=y("y"), order="t:Q", detail="token:N", strokeWidth=share, tooltip=tips)
+    arcs = arcs.transform_calculate(**_arc(last)).mark_trail(color=hues[1])
+    share = alt.Size("attention:Q", scale=alt.Scale(domain=[0,1],range=[.2,18]), legend=None)
+    arcs = arcs.encode(x=x("x"), y=y("y"), order="t:Q", detail="token:N", size=share, tooltip=tips)
     number = base.transform_filter("datum.attention>=.05").mark_text(fontSize=11, fontWeight=600, baseline="bottom", dy=-1)
     number = number.encode(x=x("pos"), y=alt.value(130), text=alt.Text("attention:Q",format=".2f"), tooltip=tips)
     return alt.layer(arcs,number).properties(width=560, height=130)
@@ -1007,7 +1007,7 @@ def _chosen(heads, first):
     names = list(dict.fromkeys(heads.name))
     menu = alt.binding_select(options=names, name="head ")
     pick = alt.selection_point(name="chosen", fields=["name"], value=[dict(name=first)], empty=False, toggle=False,
-                               on="click", bind=menu)
+                               on="click", bind=dict(name=menu))
     modes = list(dict.fromkeys(heads["mode"])) if "mode" in heads else []
     buttons = alt.binding_radio(options=modes, name="read in mode ")
     mode = alt.param(name="mode", value=modes[0], bind=buttons) if len(modes)>1 else None
@@ -1035,6 +1035,7 @@ def head_explorer(heads:pd.DataFrame, # rows of `layer head name cls component r
     components,readers = (checked_table(d, columns, "head_explorer") for d in (components,readers))
     heads["cls"] = heads.cls.fillna("").replace("","none")
     known = heads[heads.cls!="none"]
+    if "mode" in heads: known = known[known["mode"]==heads["mode"].iloc[0]]
     first = (known if len(known) else heads).nlargest(1,"z").iloc[0]["name"]
     pick,mode,modes = _chosen(heads, first)
     mine = _explorer_bars(components, pick, mode, "component", "its loudest components", columns+" rank")

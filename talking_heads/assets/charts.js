@@ -376,6 +376,7 @@ const watch = (host, chart) => {
   }
   joinSwitch(host, chart)
   host.dataset.prefix = chart.spec.usermeta?.address?.prefix || ""
+  host.classList.toggle("th-explorer", !!host.dataset.prefix) // what is chosen stands above what it shows
   if (host.dataset.prefix) {
     addEventListener("hashchange", tellUnknown)
     addEventListener("load", tellUnknown)

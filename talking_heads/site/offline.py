@@ -10,6 +10,7 @@ import html, json, re
 from itertools import cycle
 from importlib.resources import files
 from pathlib import Path
+from .head_links import *
 from .notebook_pages import *
 
 # %% ../../nbs/site/offline.ipynb #c064
@@ -103,7 +104,11 @@ def make_offline(site:Path, # what smalldocs wrote
                 )->None:
     "Make a site that asks nothing of the network: formulas, Vega and search"
     import vl_convert
-    for p in site.rglob("*.html"): p.write_text(offline_page(p.read_text(encoding="utf-8")),encoding="utf-8")
+    explored = (site/"explorer.html").is_file()
+    for p in site.rglob("*.html"):
+        page = offline_page(p.read_text(encoding="utf-8"))
+        name = p.relative_to(site).with_suffix("").as_posix()
+        p.write_text(heads_linked(page,name) if explored else page,encoding="utf-8")
     (site/vega_file).parent.mkdir(parents=True,exist_ok=True)
     (site/vega_file).write_text(f"(() => {{{vl_convert.javascript_bundle()}}})()",encoding="utf-8")
     found = json.dumps(_search_index(site),ensure_ascii=False)
