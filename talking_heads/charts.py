@@ -934,7 +934,8 @@ def _class_dots(base, heads):
     names = [c for c in head_classes if (heads.cls==c).any()]
     names += sorted(set(heads.cls)-set(head_classes)-{"none"})
     scale = alt.Scale(domain=names, range=_class_hues(names))
-    dots = base.transform_filter("datum.cls != 'none'").mark_circle(size=55, opacity=1, stroke="#ffffff", strokeWidth=1.5)
+    dots = base.transform_filter("datum.cls != 'none'")
+    dots = dots.mark_circle(size=55, opacity=1, stroke="#ffffff", strokeWidth=1.5)
     return [dots.encode(fill=alt.Fill("cls:N", title="class", scale=scale, legend=alt.Legend()))] if names else []
 
 def _explorer_map(heads, pick, mode):
@@ -980,17 +981,19 @@ def _explorer_looks(tokens, pick):
     words = tokens.drop_duplicates("pos").sort_values("pos").token.tolist()
     last = len(words)-1
     said = f"{json.dumps([w.split(' ',1)[-1] for w in words])}[datum.value]"
-    axis = alt.Axis(values=list(range(last+1)), labelExpr=said, labelAngle=-50, labelOverlap=False, grid=False, ticks=False)
+    axis = alt.Axis(values=list(range(last+1)), labelExpr=said, labelAngle=-50, labelOverlap=False,
+                    grid=False, ticks=False)
     wide = alt.Scale(domain=[-.6,last+.6], nice=False)
     def x(c): return alt.X(f"{c}:Q", title=None, axis=axis, scale=wide)
     def y(c): return alt.Y(f"{c}:Q", axis=None, scale=alt.Scale(domain=[0,1.1]))
-    base = _picked(tokens, pick, None, "where it looks from the last word; width is attention")
+    base = _picked(tokens, pick, None, "where it looks from the last word")
     tips = ["name:N","token:N",alt.Tooltip("attention:Q",format=".3f")]
     arcs = base.transform_calculate(ts="sequence(0,1.001,1/16)").transform_flatten(["ts"],["t"])
     arcs = arcs.transform_calculate(**_arc(last)).mark_trail(color=hues[1])
     share = alt.Size("attention:Q", scale=alt.Scale(domain=[0,1],range=[.2,18]), legend=None)
     arcs = arcs.encode(x=x("x"), y=y("y"), order="t:Q", detail="token:N", size=share, tooltip=tips)
-    number = base.transform_filter("datum.attention>=.05").mark_text(fontSize=11, fontWeight=600, baseline="bottom", dy=-1)
+    number = base.transform_filter("datum.attention>=.05")
+    number = number.mark_text(fontSize=11, fontWeight=600, baseline="bottom", dy=-1)
     number = number.encode(x=x("pos"), y=alt.value(130), text=alt.Text("attention:Q",format=".2f"), tooltip=tips)
     return alt.layer(arcs,number).properties(width=560, height=130)
 
