@@ -78,7 +78,7 @@ def _heads(parts, classes):
     best = parts.drop_duplicates("name") # a head's first row is its loudest
     where = [parse_head(n) for n in best.name]
     return best.assign(layer=[h.layer for h in where],head=[h.head for h in where],
-                       cls=best.name.map(classes).fillna(""))
+                       cls=[classes.get(n,"") for n in best.name])
 
 def explore_heads(model, # from `load_model`, or None for weights alone
                   c, # scores of the same model: one `Composition`, or a dict of them by mode
