@@ -131,7 +131,7 @@ def _terms(site):
     "Terms of the glossary, each of which gets a place on its page"
     page = site/"glossary.html"
     if not page.is_file(): return []
-    text,entries = glossary_terms(page.read_text(encoding="utf-8"))
+    text,entries = glossary_terms(mathml(page.read_text(encoding="utf-8")))
     page.write_text(text,encoding="utf-8")
     return entries
 
