@@ -6,8 +6,8 @@
 __all__ = ['ink', 'hues', 'head_classes', 'mode_hues', 'theme', 'ChartError', 'checked_table', 'inline_data', 'inline_csv',
            'tooltip', 'finish_chart', 'ShownTable', 'readable', 'head_map', 'attention_by_role', 'by_template',
            'accuracy_by_n', 'position_map', 'component_ranks', 'composition_map', 'channel_graph', 'removal_bars',
-           'coordinate_strip', 'lift_bars', 'heads_and_components', 'head_explorer', 'list_explorer', 'subspace_slices',
-           'enable', 'save_chart']
+           'coordinate_strip', 'lift_bars', 'interval_rows', 'heads_and_components', 'head_explorer', 'list_explorer',
+           'subspace_slices', 'enable', 'save_chart']
 
 # %% ../nbs/charts.ipynb #c003
 import json, textwrap
@@ -612,9 +612,12 @@ def _pair_squares(pairs, heads, pick):
     base = base.encode(x=alt.X("src:O", title="writing head, by layer", **_pair_axis(pairs,"src",heads)),
                        y=alt.Y("dst:O", title="reading head, by layer", **_pair_axis(pairs,"dst",heads)),
                        tooltip=tooltip(pairs,"src dst score z"))
-    squares = base.mark_rect().encode(color=color).add_params(pick)
-    ring = base.transform_filter(pick).mark_rect(fillOpacity=0, stroke=hues[3], strokeWidth=2.5)
-    return alt.layer(squares,ring).properties(width=560, height=420)
+    many = heads*(1+int(pairs[["src_layer","dst_layer"]].max().max()))>80 # a square would be a speck
+    marks = base.mark_circle(size=42, opacity=.9) if many else base.mark_rect()
+    ring = base.transform_filter(pick)
+    ring = ring.mark_point(size=130, filled=False) if many else ring.mark_rect(fillOpacity=0)
+    rings = ring.encode(stroke=alt.value(hues[3]), strokeWidth=alt.value(2.5))
+    return alt.layer(marks.encode(color=color).add_params(pick),rings).properties(width=560, height=420)
 
 def _pair_bars(comps, pick):
     "A bar for each component of the pair that is picked"
@@ -749,7 +752,9 @@ def coordinate_strip(df:pd.DataFrame, # one row per prompt: `coordinate order te
     "Coordinates of prompts by template, the orders apart"
     df = checked_table(df, "coordinate order template", "coordinate_strip")
     points = alt.Chart(inline_data(_strip_rows(df)), width="container", height=max(260,22*df.template.nunique()))
-    y = alt.Y("row:Q", title="template", axis=alt.Axis(grid=False,tickMinStep=1), scale=alt.Scale(zero=False))
+    rows = list(range(1,1+df.template.nunique()))
+    y = alt.Y("row:Q", title="template", axis=alt.Axis(grid=False,values=rows,format="d"), # a name, not a quantity
+              scale=alt.Scale(domain=[.5,len(rows)+.5],nice=False))
     color = alt.Color("order:N", scale=alt.Scale(range=[hues[0],hues[3]]), title="order")
     chart = points.mark_point(filled=True, size=26, opacity=.55)
     chart = chart.encode(x=alt.X("coordinate:Q", title="coordinate at END, residual stream units"), y=y,
@@ -775,12 +780,68 @@ def lift_bars(df:pd.DataFrame, # rows of `edit split n_items before after change
     columns = "edit split n_items before after change low high n"
     df = checked_table(df, columns, "lift_bars")
     d = df[columns.split()].round(4).assign(where=df.split+", N="+df.n_items.astype(str))
-    base = alt.Chart(inline_data(d), width="container", height=240).encode(**_lift_encoding(d))
+    base = alt.Chart().encode(**_lift_encoding(d))
     color = alt.Color("edit:N", scale=alt.Scale(range=[hues[0],"#999999",hues[1],hues[2]]))
     bars = base.mark_bar().encode(y=alt.Y("change:Q", title="change of top-1 accuracy"), color=color)
     intervals = base.mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q")
+    points = base.mark_point(size=34, stroke=ink).encode(y="change:Q", fill=color) # seen where a bar has no height
+    zero = alt.Chart().mark_rule(strokeWidth=1).encode(y=alt.datum(0))
     said = "; ".join(f"{r['edit']} {r['where']} {_span(r,'change')}" for _,r in d.iterrows())
-    return finish_chart(alt.layer(bars,intervals), title, subtitle, f"Change of accuracy: {said}.")
+    chart = alt.layer(bars,zero,intervals,points, data=inline_data(d), width="container", height=240)
+    return finish_chart(chart, title, subtitle, f"Change of accuracy: {said}.")
+
+# %% ../nbs/charts.ipynb #ir02
+def _kinds(df):
+    "Colour and shape for the kinds of rows, in the order of the table; rows that are held against others are grey"
+    names = list(dict.fromkeys(df.kind))
+    plain = [k for k in names if k.startswith(("control","random"))]
+    bright = iter([hues[0],hues[3],hues[2],hues[4],hues[5]])
+    colours = [ink if k in plain else next(bright,hues[6]) for k in names]
+    shapes = ["circle","diamond","square","triangle-up","cross"]
+    legend = alt.Legend(columns=2) if len(names)>1 else None
+    color = alt.Color("kind:N", title=None, legend=legend, scale=alt.Scale(domain=names,range=colours))
+    scale = alt.Scale(domain=names,range=[shapes[i%5] for i in range(len(names))])
+    return color, alt.Shape("kind:N", title=None, legend=legend, scale=scale)
+
+def _rows_said(d):
+    "Rows with their values, the largest first, in words"
+    top = d.sort_values("mean",ascending=False).to_dict("records")
+    return "; ".join(f"{r['row']}{', '+r['panel'] if r['panel'] else ''} {_span(r)}" for r in top)
+
+# %% ../nbs/charts.ipynb #ir03
+def _row_layers(df, order, what, zero, form):
+    "The line where nothing happens, and the estimates with their intervals"
+    color,shape = _kinds(df)
+    y = alt.Y("row:N", sort=order, title=None, axis=alt.Axis(ticks=False,domain=False,grid=True,tickBand="extent"))
+    base = alt.Chart().encode(y=y, yOffset="repeat:N", color=color,
+                              tooltip=tooltip(df,"row kind panel repeat before after mean low high n"))
+    x = alt.X("low:Q", title=what, axis=alt.Axis(format=form,tickCount=5,grid=False), scale=alt.Scale(zero=True))
+    none = alt.Chart().mark_rule(strokeWidth=1.2,strokeDash=[4,3]).encode(x=alt.datum(zero))
+    points = base.mark_point(size=55,filled=True).encode(x="mean:Q", shape=shape)
+    return [none, base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q"), points]
+
+# %% ../nbs/charts.ipynb #ir3b
+def interval_rows(df:pd.DataFrame, # a row per estimate: `row mean low high`, perhaps `kind panel repeat n`
+                  title:str="", # the finding
+                  subtitle:str="", # what to know beside it
+                  *,
+                  what:str="change", # what is measured, with its unit
+                  zero:float=0., # where nothing happens, or chance
+                  form:str=".2~f", # of the numbers of the axis
+                  order:list|None=None, # rows from top to bottom; by falling mean if it is not given
+                  step:int=18, # pixels of a row
+                 )->alt.TopLevelMixin:
+    "Estimates with intervals, a row each, beside the line where nothing happens; panels share one scale"
+    df = checked_table(df, "row mean low high", "interval_rows")
+    df = df.assign(**{c:df[c] if c in df else "" for c in ("kind","panel","repeat")})
+    order = order or df.groupby("row")["mean"].mean().sort_values(ascending=False,kind="stable").index.tolist()
+    tall,panels = step*len(order),list(dict.fromkeys(df.panel))
+    chart = alt.layer(*_row_layers(df,order,what,zero,form), data=inline_data(df))
+    if len(panels)==1: chart = chart.properties(width="container", height=tall)
+    else:
+        chart = chart.properties(width=560//min(2,len(panels))-70, height=tall)
+        chart = chart.facet(alt.Facet("panel:N", title=None, sort=panels), columns=2)
+    return finish_chart(chart, title, subtitle, f"{what}, {len(order)} rows. {_rows_said(df)}.")
 
 # %% ../nbs/charts.ipynb #c104
 def _robust_z(x):
@@ -860,46 +921,81 @@ def heads_and_components(df:pd.DataFrame, # all writers of one reader: `src scor
     return finish_chart(chart, title, subtitle or "click a head to see its components", _wholes_said(d,len(df)))
 
 # %% ../nbs/charts.ipynb #c110
-def _explorer_map(heads, pick):
-    "A square per head, coloured by how loud its loudest component is"
+def _map_place(heads):
+    "Layer across, head down"
     layers,n = int(heads.layer.max())+1, int(heads["head"].max())+1
     across = alt.Axis(labelAngle=0, labelOverlap=True, ticks=False, domain=False)
     down = alt.Axis(ticks=False, domain=False, labelOverlap=True)
-    x = alt.X("layer:O", title="layer", scale=alt.Scale(domain=list(range(layers))), axis=across)
-    y = alt.Y("head:O", title="head", scale=alt.Scale(domain=list(range(n))), axis=down)
+    return dict(x=alt.X("layer:O", title="layer", scale=alt.Scale(domain=list(range(layers))), axis=across),
+                y=alt.Y("head:O", title="head", scale=alt.Scale(domain=list(range(n))), axis=down))
+
+def _class_dots(base, heads):
+    "A dot on each head that has a class, in the colour of the class"
+    names = [c for c in head_classes if (heads.cls==c).any()]
+    names += sorted(set(heads.cls)-set(head_classes)-{"none"})
+    scale = alt.Scale(domain=names, range=_class_hues(names))
+    dots = base.transform_filter("datum.cls != 'none'")
+    dots = dots.mark_circle(size=55, opacity=1, stroke="#ffffff", strokeWidth=1.5)
+    return [dots.encode(fill=alt.Fill("cls:N", title="class", scale=scale, legend=alt.Legend()))] if names else []
+
+def _explorer_map(heads, pick, mode):
+    "A square per head, coloured by how loud its loudest component is"
+    top = float(heads.z.max())
     color = alt.Color("z:Q", title="z of its loudest component",
-                      scale=alt.Scale(scheme="cividis", type="sqrt", domainMin=0),
+                      scale=alt.Scale(scheme="cividis", type="sqrt", domain=[0,max(top,1.)], clamp=True),
                       legend=alt.Legend(gradientLength=150, gradientThickness=9))
-    base = alt.Chart(inline_csv(heads)).encode(x=x, y=y, tooltip=tooltip(heads,"name cls component reader score z"))
+    base = _picked(heads, None, mode, "in the map of all heads, ringed", pick)
+    base = base.encode(**_map_place(heads), tooltip=tooltip(heads,"name cls component reader score z"))
     squares = base.mark_rect(stroke=ink, strokeWidth=.4, strokeOpacity=.4).encode(color=color).add_params(pick)
-    called = base.transform_filter("datum.cls != 'none'")
-    called = called.mark_circle(size=22, color="#ffffff", stroke="#111111", strokeWidth=1)
     ring = base.transform_filter(pick).mark_rect(fillOpacity=0, stroke=hues[3], strokeWidth=3)
-    return alt.layer(squares,called,ring).properties(width=560, height=max(110,min(200,16*n)))
+    tall = max(110,min(200,16*(1+int(heads["head"].max()))))
+    return alt.layer(squares,*_class_dots(base,heads),ring).properties(width=560, height=tall)
 
 # %% ../nbs/charts.ipynb #c111
-def _picked(df, pick, title):
-    "The rows of the chosen head, under a title that begins with its name"
-    name = f"({pick.name}.name ? {pick.name}.name[0] : 'no head')"
+def _picked(df, pick, mode, title, named=None):
+    "The rows of the chosen mode and head, under a title that begins with the head's name"
+    of = (pick or named).name
+    name = f"({of}.name ? {of}.name[0] : 'no head')"
     head = alt.Title(alt.expr(f"{name} + {json.dumps(': '+title)}"), fontSize=12, anchor="start", frame="group")
-    return alt.Chart(inline_csv(df), title=head).transform_filter(pick)
+    chart = alt.Chart(inline_csv(df), title=head)
+    if mode and "mode" in df: chart = chart.transform_filter(f"datum.mode=={mode.name}")
+    return chart.transform_filter(pick) if pick else chart
 
-def _explorer_bars(df, pick, y, title, tips):
+def _explorer_bars(df, pick, mode, y, title, tips):
     "Bars of z for the chosen head, on a scale that is the same for all heads"
-    bars = _picked(df, pick, title).mark_bar(size=12)
+    bars = _picked(df, pick, mode, title).mark_bar(size=12)
     whole = alt.Scale(domain=[min(0.,float(df.z.min())),float(df.z.max())])
     bars = bars.encode(x=alt.X("z:Q", title="robust z", axis=alt.Axis(tickCount=5), scale=whole),
                        y=alt.Y(f"{y}:N", sort="-x", title=None), tooltip=tooltip(df,tips))
     return bars.properties(width=230, height=alt.Step(17))
 
+# %% ../nbs/charts.ipynb #exa2
+def _arc(last):
+    "Points of an arc from the last word to another, or of a loop over the last word itself"
+    far = f"abs({last}-datum.pos)"
+    return dict(x=f"{far} ? {last}+(datum.pos-{last})*datum.t : {last}+.4*sin(2*PI*datum.t)",
+                y=f"{far} ? sin(PI*datum.t)*(.25+.75*{far}/{max(last,1)}) : .15*(1-cos(2*PI*datum.t))")
+
 def _explorer_looks(tokens, pick):
-    "Attention of the chosen head from the last token of a sentence, token by token"
-    order = tokens.drop_duplicates("pos").sort_values("pos").token.tolist()
-    x = alt.X("attention:Q", title="attention (share)", scale=alt.Scale(domain=[0,1]), axis=alt.Axis(tickCount=5))
-    bars = _picked(tokens, pick, "where it looks from the last word").mark_bar(size=10, color=hues[1])
-    bars = bars.encode(x=x, y=alt.Y("token:N", sort=order, title=None),
-                       tooltip=["name:N","token:N",alt.Tooltip("attention:Q",format=".3f")])
-    return bars.properties(width=560, height=alt.Step(15))
+    "Attention of the chosen head from the last word of a sentence, as arcs"
+    words = tokens.drop_duplicates("pos").sort_values("pos").token.tolist()
+    last = len(words)-1
+    said = f"{json.dumps([w.split(' ',1)[-1] for w in words])}[datum.value]"
+    axis = alt.Axis(values=list(range(last+1)), labelExpr=said, labelAngle=-50, labelOverlap=False,
+                    grid=False, ticks=False)
+    wide = alt.Scale(domain=[-.6,last+.6], nice=False)
+    def x(c): return alt.X(f"{c}:Q", title=None, axis=axis, scale=wide)
+    def y(c): return alt.Y(f"{c}:Q", axis=None, scale=alt.Scale(domain=[0,1.1]))
+    base = _picked(tokens, pick, None, "where it looks from the last word")
+    tips = ["name:N","token:N",alt.Tooltip("attention:Q",format=".3f")]
+    arcs = base.transform_calculate(ts="sequence(0,1.001,1/16)").transform_flatten(["ts"],["t"])
+    arcs = arcs.transform_calculate(**_arc(last)).mark_trail(color=hues[1])
+    share = alt.Size("attention:Q", scale=alt.Scale(domain=[0,1],range=[.2,18]), legend=None)
+    arcs = arcs.encode(x=x("x"), y=y("y"), order="t:Q", detail="token:N", size=share, tooltip=tips)
+    number = base.transform_filter("datum.attention>=.05")
+    number = number.mark_text(fontSize=11, fontWeight=600, baseline="bottom", dy=-1)
+    number = number.encode(x=x("pos"), y=alt.value(130), text=alt.Text("attention:Q",format=".2f"), tooltip=tips)
+    return alt.layer(arcs,number).properties(width=560, height=130)
 
 # %% ../nbs/charts.ipynb #c112a
 def _explorer_said(heads, known, first):
@@ -909,30 +1005,50 @@ def _explorer_said(heads, known, first):
     return f"Map of {len(heads)} heads. Loudest of the known ones: {said or 'none known'}. First shown: {first}."
 
 # %% ../nbs/charts.ipynb #c112
+def _chosen(heads, first):
+    "What a reader chooses: a head, by a click or from a menu, and a mode where there are several"
+    names = list(dict.fromkeys(heads.name))
+    menu = alt.binding_select(options=names, name="head ")
+    pick = alt.selection_point(name="chosen", fields=["name"], value=[dict(name=first)], empty=False, toggle=False,
+                               on="click", bind=dict(name=menu))
+    modes = list(dict.fromkeys(heads["mode"])) if "mode" in heads else []
+    buttons = alt.binding_radio(options=modes, name="read in mode ")
+    mode = alt.param(name="mode", value=modes[0], bind=buttons) if len(modes)>1 else None
+    return pick,mode,modes
+
+def _addresses(prefix, label, heads, first, pick, modes):
+    "What a page needs to give each state of the explorer an address, and a place in the switch of models"
+    also = dict(param="mode",values=modes) if len(modes)>1 else None
+    return dict(address=dict(prefix=prefix, label=label, param=pick.name, field="name", also=also,
+                             values=list(dict.fromkeys(heads.name)), first=first))
+
+# %% ../nbs/charts.ipynb #exa4
 def head_explorer(heads:pd.DataFrame, # rows of `layer head name cls component reader score z`; `cls` may be empty
                   components:pd.DataFrame, # the loudest of each head: `name component reader score z rank`
                   readers:pd.DataFrame, # who hears each head best: `name reader component score z`
-                  tokens:pd.DataFrame, # attention from the last token: `name pos token attention`; no token twice
+                  tokens:pd.DataFrame|None=None, # attention from the last token: `name pos token attention`
                   title:str="", # the finding
                   subtitle:str="click a head in the map; dots mark heads with a known class",
-                 address:str="", # `#address/20.0` in the page's address opens head 20.0, and a click changes it
+                  address:str="", # `#address/20.0` in the page's address opens head 20.0, and a click changes it
+                  label:str="", # name in the switch of models, where a page has several explorers
                  )->alt.VConcatChart:
-    "A map of heads, and for the one that is clicked its components, its readers and its attention"
+    "A map of heads, and for the chosen one its components, its readers and its attention; tables may have a `mode`"
     columns = "name component reader score z"
     heads = checked_table(heads, f"layer head cls {columns}", "head_explorer")
     components,readers = (checked_table(d, columns, "head_explorer") for d in (components,readers))
     heads["cls"] = heads.cls.fillna("").replace("","none")
     known = heads[heads.cls!="none"]
+    if "mode" in heads: known = known[known["mode"]==heads["mode"].iloc[0]]
     first = (known if len(known) else heads).nlargest(1,"z").iloc[0]["name"]
-    pick = _one_pick("chosen", dict(name=first))
-    mine = _explorer_bars(components, pick, "component", "its loudest components", columns+" rank")
-    heard = _explorer_bars(readers, pick, "reader", "who hears it", "name reader component score z")
-    beside = alt.hconcat(mine, heard, spacing=40)
-    chart = alt.vconcat(_explorer_map(heads,pick), beside, _explorer_looks(tokens,pick), spacing=14)
-    said = _explorer_said(heads, known, first)
-    if address: chart.usermeta = dict(address=dict(prefix=address, param=pick.name, field="name",
-                                                   values=heads.name.tolist(), first=first))
-    return finish_chart(chart.resolve_scale(color="independent"), title, subtitle, said)
+    pick,mode,modes = _chosen(heads, first)
+    mine = _explorer_bars(components, pick, mode, "component", "its loudest components", columns+" rank")
+    heard = _explorer_bars(readers, pick, mode, "reader", "who hears it", "name reader component score z")
+    panels = [_explorer_map(heads,pick,mode), alt.hconcat(mine,heard,spacing=40)]
+    if tokens is not None: panels.insert(1, _explorer_looks(tokens,pick))
+    chart = alt.vconcat(*panels, spacing=14)
+    if mode: chart = chart.add_params(mode)
+    if address: chart.usermeta = _addresses(address, label, heads, first, pick, modes)
+    return finish_chart(chart.resolve_scale(color="independent"), title, subtitle, _explorer_said(heads,known,first))
 
 # %% ../nbs/charts.ipynb #c115
 _list_columns = "n_items template split measure position edit mean low high n chance"

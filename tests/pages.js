@@ -23,7 +23,7 @@
   // Of every chart: number of marks, length of its description, pixels by which it is too wide
   charts: () => {
     const marks = ["path", "text", "line"].map(m => `svg [class*="mark-"] ${m}`).join() + ", canvas"
-    return [...document.querySelectorAll(".th-chart")].map(h => ({
+    return [...document.querySelectorAll(".th-chart:not([hidden])")].map(h => ({
       id: h.id,
       marks: h.querySelectorAll(marks).length,
       said: h.querySelector(".th-view")?.getAttribute("aria-label")?.length || 0,

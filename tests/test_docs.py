@@ -484,7 +484,7 @@ def test_charts_answer(server, tab, page):
     "Every chart tells about a mark under the mouse; one that promises a click, a legend or a control keeps it"
     t = opened(tab["light"], f"{server}/{page}")
     silent = []
-    for chart in t.query_selector_all(".th-chart"):
+    for chart in t.query_selector_all(".th-chart:not([hidden])"):
         name = chart.get_attribute("id")
         if not hovered(t, chart):
             silent.append(f"{name}: no tooltip")
@@ -641,6 +641,70 @@ def test_missing_page(site):
     "An address that is not there gets a page that leads home and asks for nothing else"
     page = PageLinks((site / "404.html").read_text(encoding="utf-8"))
     assert page.links == ["index.html"] and page.loads == []
+
+
+# Answers first
+
+STUDIES = "lifting variety forecast trace_study crowding board removal steering detection contrasts audit".split()
+
+
+@pytest.mark.parametrize("page", STUDIES)
+def test_studies_answer_first(server, tab, page):
+    "Question, answer and chart begin on the first screen; code is folded, tables of arguments come last"
+    t = opened(tab["light"], f"{server}/{page}.html")
+    at = t.evaluate("""() => {
+      const top = e => e ? e.getBoundingClientRect().top + scrollY : Infinity, all = s => [...document.querySelectorAll(s)]
+      const open = all("main pre.sourceCode").filter(e => e.offsetParent && !e.closest("details"))
+      return {answer: top(all("main p").find(e => /^(The )?answer/i.test(e.textContent))), chart: top(all(".th-chart svg")[0]),
+        method: top(all("main p, main h2").find(e => /^(The )?method/i.test(e.textContent))),
+        open: open.length, api: top(all(".th-api")[0]), last: top(document.querySelector("#th-reference"))}
+    }""")
+    assert at["answer"] < at["chart"] < at["method"] and at["chart"] < 720, at
+    assert at["open"] == 0 and at["api"] >= at["last"], at
+
+
+def test_paper_is_told_once(site, server, tab):
+    "The paper's page and the page of its run open with the verdicts, and only one of them has the story"
+    for page in ("paper", "runs/smollm2"):
+        t = opened(tab["light"], f"{server}/{page}.html")
+        assert t.locator("table.verdicts").first.bounding_box()["y"] < 720, page
+        rule = t.locator("table.verdicts .th-rule summary").first
+        rule.focus()
+        t.keyboard.press("Enter")
+        assert t.locator("table.verdicts .th-rule").first.get_attribute("open") is not None
+    paper, run = (re.sub(r"<[^>]+>", " ", (site / f"{p}.html").read_text()) for p in ("paper", "runs/smollm2"))
+    said = [s for s in re.split(r"(?<=[.!?])\s+", run[run.find("Can the model do the task?") :]) if len(s) > 60]
+    assert len(said) > 60 and sum(s in paper for s in said) < len(said) / 10
+
+
+def test_terms_show_their_meaning(server, tab):
+    "The first use of a term leads to its definition, and shows it to the keyboard"
+    t = opened(tab["light"], f"{server}/composition.html")
+    term = t.locator("a.th-term[href='glossary.html#term-composition-score']")
+    assert term.count() == 1 and len(term.get_attribute("data-said")) > 40
+    t.keyboard.press("Tab")
+    term.focus()
+    assert "attr" not in t.evaluate("getComputedStyle(document.activeElement, '::after').content")
+    assert len(t.evaluate("getComputedStyle(document.activeElement, '::after').content")) > 40
+
+
+def test_cards_and_addresses(site):
+    "Every page says its address and its language; the card is a picture, and the formulas have a font"
+    for page in PAGES:
+        text = (site / page).read_text()
+        own = "" if page == "index.html" else page
+        assert re.search(rf'<link rel="canonical" href="https://[^"]+/{re.escape(own)}">', text), page
+        assert 'property="og:image"' in text and 'name="citation_title"' in text, page
+        assert ('<html lang="ja">' in text) == page.endswith("_ja.html"), page
+    assert (site / "card.png").read_bytes().startswith(b"\x89PNG")
+    assert (site / "math.woff2").stat().st_size < 100_000
+    assert "Report an issue" in (site / "svd.html").read_text()
+
+
+def test_japanese_pages_are_linked_from_home(site):
+    home = (site / "index.html").read_text()
+    for page in ("home_ja", "own_data_ja", "for_decisions_ja", "for_decisions"):
+        assert f'href="{page}.html"' in home[home.find("<main") :], page
 
 
 # Heads that have an address

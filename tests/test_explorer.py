@@ -103,6 +103,69 @@ def test_every_state_has_an_address(chrome, page):
     assert all(x.startswith("1.1: ") for x in panels(tab)) and seen == []
 
 
+@pytest.fixture(scope="module")
+def two(toy, tmp_path_factory):
+    "A page with two explorers in one place, the first of them in three modes and without a sentence"
+    import vl_convert
+
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "vega.js").write_text(f"(() => {{{vl_convert.javascript_bundle()}}})()")
+    w, p = attention_weights("toy"), ioi(**task_args(toy), n=1)[0]
+    modes = {m: compose(w, m) for m in "QKV"}
+    charts = [
+        explore_heads(None, modes, None, {"1.1": "inhibition"}, address="one", label="One"),
+        explore_heads(toy, modes, p, {"1.1": "inhibition", "2.0": "mover"}, address="two", label="Two"),
+    ]
+    body = "".join(chart_html(c.to_dict(), ["vega.js"]) for c in charts)
+    style = "<style>[hidden] { display: none !important }</style>"
+    (folder / "a.html").write_text(f'<!DOCTYPE html><meta charset="utf-8">{style}{body}')
+    return (folder / "a.html").as_uri()
+
+
+SHOWN = "() => [...document.querySelectorAll('.th-chart:not([hidden]) svg text')].map(e => e.textContent)"
+
+
+def test_models_and_modes(chrome, two):
+    "One model is shown at a time; its address, its button and the keyboard choose it, its mode and its head"
+    tab, seen = chrome.new_page(viewport=dict(width=1000, height=900)), []
+    tab.on("pageerror", lambda e: seen.append(str(e)))
+    tab.goto(f"{two}#two/1.1/K")
+    tab.wait_for_selector(".th-chart:not([hidden]) svg")
+    pressed = "() => document.querySelector('.th-models [aria-pressed=true]').textContent"
+    assert tab.evaluate(pressed) == "Two" and tab.locator(".th-chart:not([hidden])").count() == 1
+    assert any(x == "1.1: where it looks from the last word" for x in tab.evaluate(SHOWN))
+    in_k = tab.evaluate(SHOWN)
+    tab.locator(".th-chart:not([hidden]) input[value=Q]").focus()
+    tab.keyboard.press("Space")
+    tab.wait_for_function("() => location.hash == '#two/1.1'")
+    assert tab.evaluate(SHOWN) != in_k
+    tab.locator(".th-chart:not([hidden]) select").select_option("0.3")
+    tab.wait_for_function("() => location.hash == '#two/0.3'")
+    assert "0.3: who hears it" in tab.evaluate(SHOWN)
+    tab.locator(".th-models button").first.focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_function("() => /^#one/.test(location.hash)")
+    tab.wait_for_selector(".th-chart:not([hidden]) svg")
+    assert tab.evaluate(pressed) == "One" and not any("where it looks" in x for x in tab.evaluate(SHOWN))
+    tab.evaluate("location.hash = '#three/1.1'")
+    tab.wait_for_function("() => [...document.querySelectorAll('.th-note')].some(e => /no model three/.test(e.textContent))")
+    tab.evaluate("location.hash = '#two/1.1/X'")
+    tab.wait_for_function("() => [...document.querySelectorAll('.th-note')].some(e => /no mode X/.test(e.textContent))")
+    assert seen == []
+
+
+def test_arcs_are_as_wide_as_attention(toy):
+    "A word's arc in the chart is drawn from the share that `looks` read; both modes hold the rows of their own scores"
+    w, p = attention_weights("toy"), ioi(**task_args(toy), n=1)[0]
+    spec = explore_heads(toy, {m: compose(w, m) for m in "QK"}, p, {}).to_dict()
+    arcs = spec["vconcat"][1]["layer"][0]
+    assert arcs["encoding"]["size"]["field"] == "attention" and arcs["encoding"]["size"]["scale"]["domain"] == [0, 1]
+    data = {k: v for k, v in spec["datasets"].items()} if "datasets" in spec else {}
+    texts = [v if isinstance(v, str) else json.dumps(v) for v in data.values()]
+    rows = pd.concat([pd.read_csv(pd.io.common.StringIO(t), dtype=str) for t in texts if "mode" in t[:200]])
+    assert set(rows["mode"]) == {"Q", "K"}
+
+
 def test_study_is_what_a_run_by_hand_says(toy, tmp_path):
     """Rows are accuracies of whole-weight runs on the same prompts;
     what was done is kept, other settings start again; the model is left as it was"""

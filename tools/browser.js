@@ -1,10 +1,10 @@
 // What tools/browser.py asks of a page. The file is one object of functions.
 ({
   // Is every chart of the page drawn?
-  drawn: () => [...document.querySelectorAll(".th-chart")].every(h => h.querySelector("svg, canvas")),
+  drawn: () => [...document.querySelectorAll(".th-chart:not([hidden])")].every(h => h.querySelector("svg, canvas")),
 
   // Is every chart drawn that begins in the window?
-  windowDrawn: () => [...document.querySelectorAll(".th-chart")]
+  windowDrawn: () => [...document.querySelectorAll(".th-chart:not([hidden])")]
     .every(h => h.querySelector("svg") || h.getBoundingClientRect().top > innerHeight),
 
   // Seconds since the page was asked for, read when the thread is free after the next frame

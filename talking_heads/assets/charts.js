@@ -216,13 +216,14 @@ const fail = (host, chart) => {
 //
 // A chart with `usermeta.address` has states with an address: `#prefix/value` chooses `value` in the field `field` of
 // its selection `param`, and another choice changes the address. `values` are those that there are, `first` is chosen
-// where the address says nothing.
+// where the address says nothing. With `also`, another parameter has a part of its own: `#prefix/value/mode`.
+// Charts with a `label` share one place on the page, with a switch that shows one of them.
 
-// Puts `value` into the selection named `param`, wherever in the spec it is
-const choose = (s, {param, field}, value) => {
+// Gives the selection or parameter named `param` a value, wherever in the spec it is
+const choose = (s, param, value) => {
   if (!s || typeof s != "object") return
-  for (const p of Array.isArray(s.params) ? s.params : []) if (p.name == param) p.value = [{[field]: value}]
-  Object.values(s).forEach(part => choose(part, {param, field}, value))
+  for (const p of Array.isArray(s.params) ? s.params : []) if (p.name == param) p.value = value
+  Object.values(s).forEach(part => choose(part, param, value))
 }
 
 // Says below the chart, to a screen reader too, what the address asked for in vain
@@ -234,15 +235,68 @@ const note = (host, text) => {
   if (!old) host.after(place)
 }
 
+// The parts of the page's address, such as model, head and mode
+const parts = () => decodeURIComponent(location.hash.slice(1)).split("/")
+
 // Lets the spec of a chart follow the address of the page; is this chart meant?
 const followAddress = (host, chart) => {
   const a = chart.spec.usermeta?.address
-  const [prefix, value] = decodeURIComponent(location.hash.slice(1)).split("/")
-  if (!a || prefix != a.prefix || !value) return false
-  const known = a.values.includes(value)
-  note(host, known ? "" : `There is no ${value} here. Shown is ${a.first}.`)
-  choose(chart.spec, a, known ? value : a.first)
+  if (!a) return false
+  const [prefix, value, more] = parts()
+  if (prefix != a.prefix || !value) return false
+  const known = a.values.includes(value), heard = !more || a.also?.values.includes(more)
+  const lost = [!known && `There is no ${value} here.`, !heard && `There is no mode ${more} here.`].filter(Boolean)
+  const shown = known ? value : a.first
+  note(host, lost.length ? `${lost.join(" ")} Shown is ${shown}.` : "")
+  choose(chart.spec, a.param, [{[a.field]: shown}])
+  if (a.also && heard) choose(chart.spec, a.also.param, more || a.also.values[0])
+  showModel(host)
   return true
+}
+
+// All explorers of this page, by their hosts; those with a label take turns in one place
+const models = window.talkingHeadsModels = window.talkingHeadsModels || new Map()
+
+// Shows one of the charts that share a place
+const showModel = host => {
+  if (!models.has(host)) return
+  for (const [other, button] of models) {
+    const on = other == host
+    other.hidden = !on
+    const said = other.nextElementSibling
+    if (said?.classList.contains("th-note")) said.hidden = !on
+    button.setAttribute("aria-pressed", on)
+  }
+}
+
+// Puts a chart with a label into the switch, which stands before the first of them
+const joinSwitch = (host, chart) => {
+  const a = chart.spec.usermeta?.address
+  if (!a?.label) return
+  const first = [...models.keys()][0] || host
+  if (!models.size) {
+    const row = Object.assign(document.createElement("div"), {className: "th-models"})
+    row.setAttribute("role", "group")
+    row.setAttribute("aria-label", "model")
+    host.before(row)
+  }
+  const button = Object.assign(document.createElement("button"), {type: "button", textContent: a.label})
+  document.querySelector(".th-models").append(button)
+  models.set(host, button)
+  button.addEventListener("click", () => {
+    const now = host.drawn?.view.signal(a.param)?.[a.field]?.[0] || a.first
+    history.replaceState(null, "", `#${a.prefix}/${now}`)
+    showModel(host)
+  })
+  showModel(first)
+}
+
+// What an address names and no chart of this page has is said once, below the switch
+const tellUnknown = () => {
+  const row = document.querySelector(".th-models"), [prefix, value] = parts()
+  if (!row || !value) return
+  const known = [...models.keys()].some(host => host.dataset.prefix == prefix)
+  note(row, known ? "" : `There is no model ${prefix} here.`)
 }
 
 // Keeps the chart in the window while those above it are still drawn, until the reader moves
@@ -260,12 +314,18 @@ const stayAt = host => {
 const tellAddress = (host, chart) => {
   const a = chart.spec.usermeta?.address
   if (!a) return
-  host.drawn.view.addSignalListener(a.param, (name, now) => {
-    const value = now?.[a.field]?.[0]
-    if (!value || location.hash == `#${a.prefix}/${value}`) return
-    choose(chart.spec, a, value)
-    history.replaceState(null, "", `#${a.prefix}/${value}`)
-  })
+  const view = host.drawn.view
+  const tell = () => {
+    const value = view.signal(a.param)?.[a.field]?.[0], more = a.also && view.signal(a.also.param)
+    if (!value) return
+    const address = `#${a.prefix}/${value}${more && more != a.also.values[0] ? "/" + more : ""}`
+    if (location.hash == address) return
+    choose(chart.spec, a.param, [{[a.field]: value}])
+    if (a.also) choose(chart.spec, a.also.param, more)
+    history.replaceState(null, "", address)
+  }
+  view.addSignalListener(a.param, tell)
+  if (a.also) view.addSignalListener(a.also.param, tell)
 }
 
 // --------------------------------------------------------------------------------------------------------- Watching
@@ -313,6 +373,14 @@ const watch = (host, chart) => {
     }
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", look)
     return busy
+  }
+  joinSwitch(host, chart)
+  host.dataset.prefix = chart.spec.usermeta?.address?.prefix || ""
+  host.classList.toggle("th-explorer", !!host.dataset.prefix) // what is chosen stands above what it shows
+  if (host.dataset.prefix) {
+    addEventListener("hashchange", tellUnknown)
+    addEventListener("load", tellUnknown)
+    setTimeout(tellUnknown)
   }
   if (meant()) begin()
   else window.talkingHeadsTurn = Promise.race([near(host), turn()]).then(begin)

@@ -73,21 +73,29 @@ def looks(model, # from `load_model`
                          for l in layers for h in range(A.shape[1]) for i,w in enumerate(words)])
 
 # %% ../../nbs/site/explorer.ipynb #c008
-def explore_heads(model, # from `load_model`
-                  c:Composition, # scores of the same model, from `compose`
-                  prompt:Prompt, # the sentence on which attention is shown
+def _heads(parts, classes):
+    "A row per head, with its loudest component and its class"
+    best = parts.drop_duplicates("name") # a head's first row is its loudest
+    where = [parse_head(n) for n in best.name]
+    return best.assign(layer=[h.layer for h in where],head=[h.head for h in where],
+                       cls=[classes.get(n,"") for n in best.name])
+
+def explore_heads(model, # from `load_model`, or None for weights alone
+                  c, # scores of the same model: one `Composition`, or a dict of them by mode
+                  prompt:Prompt|None=None, # the sentence on which attention is shown
                   classes:dict={}, # head to class, from `find_heads`
-                  **kw, # `title`, `subtitle` and `address`
+                  **kw, # `title`, `subtitle`, `address` and `label`
                  ): # an Altair chart
     "The linked explorer for a model, ready to click"
     from talking_heads.charts import head_explorer
-    parts,readers = writer_frames(c)
-    best = parts.drop_duplicates("name") # a head's first row is its loudest
-    where = [parse_head(n) for n in best.name]
-    heads = best.assign(layer=[h.layer for h in where],head=[h.head for h in where],
-                        cls=best.name.map(classes).fillna(""))
-    seen = looks(model,prompt)
-    return head_explorer(heads,parts,readers,seen[seen.name.isin(heads.name)],**kw)
+    by_mode = c if isinstance(c,dict) else {"":c}
+    frames = {m:writer_frames(x) for m,x in by_mode.items()}
+    def stacked(k, make=lambda d: d):
+        d = pd.concat([make(f[k]).assign(mode=m) for m,f in frames.items()])
+        return d if isinstance(c,dict) else d.drop(columns="mode")
+    heads = stacked(0,lambda d: _heads(d,classes))
+    seen = looks(model,prompt).query("name in @heads.name") if model is not None and prompt is not None else None
+    return head_explorer(heads,stacked(0),stacked(1),seen,**kw)
 
 # %% ../../nbs/site/explorer.ipynb #c018
 def _list_cells(model, edit:Edit, n_items:int, template:str, per_place:int, seed:int)->list[dict]:

@@ -51,9 +51,13 @@ def _anchors(nb):
 vega_file = "site_libs/vega/vega.js"
 _frame_style = re.compile(r"<style scoped>.*?</style>",re.S)
 
+_ruled = re.compile(r"<td title='([^']*)'>(.*?)</td>",re.S)
+
 def _framed(text):
     "HTML of an output with every table in a box of its own and pandas' styling left to the site"
     text = _frame_style.sub("",text).replace('<table border="1"',"<table")
+    # a rule that shows under the mouse only, where a keyboard and a finger reach it too
+    text = _ruled.sub(r"<td title='\1'>\2<details class='th-rule'><summary>the rule</summary>\1</details></td>",text)
     def box(m): return to_xml(scroll_box(Safe(m[0])),indent=False)
     return re.sub(r"<table\b.*?</table>",box,text,flags=re.S)
 
@@ -76,18 +80,18 @@ def _only_imports(source):
 def _text_cell(text): return dict(cell_type="markdown",metadata={},source=text)
 
 def _code_cell(cell, index, where, up, chapter):
-    "A code cell as the page shows it: cards, then the cell, with its outputs made fit for the site"
+    "A code cell as the page shows it: its cards, and the cell with its outputs made fit for the site"
     notes,source = directives(_source(cell))
-    if notes.keys() & {"hide","default_exp"} or notes.get("include")=="false": return []
+    if notes.keys() & {"hide","default_exp"} or notes.get("include")=="false": return [],[]
     is_export = bool(notes.keys() & _export_notes)
-    if is_export and _only_imports(source): return []
+    if is_export and _only_imports(source): return [],[]
     found = symbols(source) if is_export else []
-    if found: notes |= {"code-fold":"true","code-summary":"source"}
+    if found: notes |= {"code-fold":"true","code-summary":f"source of {', '.join(s.name for s in found)}"}
     options = [f"#| {k}: {v}" for k,v in notes.items() if k in _shown_options]
     outputs = [_output(o,up) for o in cell.get("outputs",[])]
     cards = [_text_cell(card(s,index,where.get((chapter,s.name),""),chapter)) for s in found]
     code = dict(cell_type="code",metadata={},execution_count=None,source="\n".join([*options,source]),outputs=outputs)
-    return [*cards,code]
+    return cards,[code]
 
 # %% ../../nbs/site/notebook_pages.ipynb #c044
 def _title(text):
@@ -138,9 +142,14 @@ def site_notebook(nb:dict, # a notebook
     texts = {i:_source(c) for i,c in enumerate(nb["cells"]) if c["cell_type"]=="markdown"}
     title,words,rest = _title(texts.get(0,""))
     if title: texts[0] = rest
-    cells = [_front_matter(title,words)]
+    cells,apart = [_front_matter(title,words)],[]
+    is_study = any("lead" in notes for notes,_ in _code(nb)) # its story comes first, what it exports at the end
     for i,c in enumerate(nb["cells"]):
-        if c["cell_type"]=="code": cells += _code_cell(c,index,where,up,chapter)
+        if c["cell_type"]=="code":
+            cards,code = _code_cell(c,index,where,up,chapter)
+            if is_study: apart += cards
+            cells += code if is_study else cards+code
         elif texts.get(i,"").strip(): cells.append(_text(texts[i],index,anchors,up))
+    if apart: cells += [_text_cell("## Functions and classes {#th-reference}"),*apart]
     if source: cells.append(_made_from(source))
     return dict(cells=cells,metadata=_kernel,nbformat=4,nbformat_minor=4)
