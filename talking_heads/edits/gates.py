@@ -103,11 +103,11 @@ def random_gates(start:Together, # from `gated_queries`
     return Together(tuple(map(unlike,start.parts)))
 
 # %% ../../nbs/edits/gates.ipynb #q014
-def _ends_read(upper:UpperLayers, split:str, n:int, seed:int)->dict: # kind to `TrainingBatch`es
+def _ends_read(upper:UpperLayers, split:str, n:int, seed:int)->list: # of lists of `TrainingBatch`
     "Lists and contrasts of a split, five items each"
     args = dict(n=n,n_items=5,split=split,seed=seed)
-    made = {t:t.prompts(**task_args(upper.model),**args) for t in (list_wordings,contrast_wordings)}
-    return {t.name:[training_batch(upper,p[g].tokens,1) for g in p.groups()] for t,p in made.items()}
+    made = [t.prompts(**task_args(upper.model),**args) for t in (list_wordings,contrast_wordings)]
+    return [[training_batch(upper,p[g].tokens,1) for g in p.groups()] for p in made]
 
 def gate_study(model, # from `load_model`
                layers, # whose heads read
@@ -119,7 +119,7 @@ def gate_study(model, # from `load_model`
     found = {s:_ends_read(upper,s,n,1000+seed) for s in ("train","choose","judge")}
     text,rows = training_batch(upper,plain_windows(model,16,24,"train",seed),None),[]
     for l in progress(layers,"fitting gates"):
-        x = {s:[read_values(upper,b,l) for b in kinds.values()] for s,kinds in found.items()}
+        x = {s:[read_values(upper,b,l) for b in kinds] for s,kinds in found.items()}
         a = gate(*x["train"],read_values(upper,[text],l,True))
         r = torch.randn(len(a),generator=derive_generator(seed,"random gates",l))
         for name,d in (("fitted",a),("random",r*a.norm()/r.norm())):
