@@ -148,16 +148,25 @@ def _undo(out):
     gone = remove_outcome(out)
     print(f"Removed {len(gone)} files from {out}. The base model was never changed.")
 
-def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device):
+def _edit_task(task:str, model:str, seed:int): # "laundry", or a `FileTask`
+    "What is to be lifted"
+    from talking_heads.tasks.rows import read_prompts
+    from talking_heads.tasks.shop import shop_file
+    if task=="laundry": return task
+    return _task_of(read_prompts(shop_file() if task=="shop" else task,seed=seed),model)
+
+def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device, task="laundry", keep=()):
     "Load, propose, audit, write, say what came of it"
     from talking_heads.edits.audit import full
     from talking_heads.hooks import check_device, load_model
     from talking_heads.edits.proposals import parse_budget, propose_and_audit, training_kl, write_outcome
+    from talking_heads.edits.task_edits import parse_keep
     limits = parse_budget(budget) # what can be refused is refused before a model is looked for
     training_kl(limits,how)
     check_device(device)
+    wanted,kept = _edit_task(task,model,seed),[parse_keep(k) for k in keep or ()]
     lm = load_model(model,device=device)
-    o = propose_and_audit(lm,limits,how,full if full_audit else None,seed)
+    o = propose_and_audit(lm,limits,how,full if full_audit else None,seed,wanted,kept)
     print(f"{o.edit!r}\n{o.audit!r}\n{o!r}")
     made = [] if dry_run else write_outcome(o,lm,out,baked)
     print("\nNothing was written (--dry-run)." if dry_run else "\n"+"\n".join(map(str,made)))
@@ -176,7 +185,9 @@ def _edit_folder(out:Path, dry_run:bool, undo:bool):
 # %% ../nbs/commands.ipynb #c016
 @command
 def th_edit(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,nargs="?")="smollm2",
-            task:Param("what to improve",str,choices=["laundry"])="laundry",
+            task:Param("what to lift: laundry, shop, or a file of prompts (CSV, JSON Lines, parquet)",str)="laundry",
+            keep:Param("or --keep: a file of prompts whose right answers must stay, perhaps with a limit, FILE:0.01; "
+                       "may be repeated",str,action="append")=None,
             budget:Param("limits the audit must respect, e.g. kl=0.02,wrong=0.05; a limit of none leaves its rule out",
                          str)="",
             out:Param("folder for the edit, its adapter, audit.json and edit.html",str)="runs/edit",
@@ -188,12 +199,12 @@ def th_edit(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             undo:Param("remove what an earlier th_edit wrote in --out",store_true)=False,
             seed:Param("seed of prompts, text and training",int)=0,
             device:Param("cpu, cuda; the GPU if there is one",str)=None):
-    "Find an edit that lifts the Laundry List, audit it, and keep it only if the audit passes"
+    "Find an edit that lifts a task while others stay, audit it, and keep it only if the audit passes"
     out = Path(out).expanduser().resolve()
     check_seed(seed)
     with _edit_folder(out,dry_run,undo):
         if undo: return _undo(out)
-        return _with_progress(lambda: _edit(model,budget,out,how,full_audit,dry_run,baked,seed,device))
+        return _with_progress(lambda: _edit(model,budget,out,how,full_audit,dry_run,baked,seed,device,task,keep))
 
 # %% ../nbs/commands.ipynb #au02
 def _share(text:str)->float|None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from talking_heads.interventions import load_edit
 from talking_heads.edits.proposals import *
 from talking_heads.edits.proposals import _decide
 
+lists = SimpleNamespace(own=(), gain=("lists", "top1", "held-out"))  # of the material, what the decision needs
 small = AuditPlan(ioi=30, lists=(7, 8), per_template=20, per_form=4, induction=4)
 
 
@@ -96,7 +98,7 @@ def test_what_can_be_refused_is_refused_before_the_model_is_looked_for(monkeypat
 def test_no_lists_no_gain(toy, outcome, monkeypatch):
     from talking_heads.edits import proposals
 
-    monkeypatch.setattr(proposals, "propose_edit", lambda model, how, **kw: outcome)
+    monkeypatch.setattr(proposals, "propose_guarded", lambda *args: (outcome, lists))
     with pytest.raises(TaskError, match="no gain can be shown"):
         propose_and_audit(toy, how="tiny", plan=replace(small, lists=()))
 
@@ -219,8 +221,8 @@ def test_full_effort_is_audited_in_full(toy, outcome, monkeypatch, how, flag, fu
 
     asked = []
     monkeypatch.setattr(hooks, "load_model", lambda *args, **kw: toy)
-    monkeypatch.setattr(proposals, "propose_edit", lambda model, effort, **kw: outcome)
-    monkeypatch.setattr(proposals, "audit", lambda model, edit, budget, plan: asked.append(plan) or outcome.audit)
+    monkeypatch.setattr(proposals, "propose_guarded", lambda *args: (outcome, lists))
+    monkeypatch.setattr(proposals, "audit", lambda model, edit, budget, plan, **kw: asked.append(plan) or outcome.audit)
     try:
         commands._edit("toy", "", "unused", how, flag, True, False, 0, "cpu")
     except SystemExit:
