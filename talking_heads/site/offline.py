@@ -101,10 +101,10 @@ def glossary_terms(page:str, # HTML of the glossary
 # %% ../../nbs/site/offline.ipynb #oft1
 _everyday = set("arm answer chance circuit class edit end head layer length mode model prompt reader role row run seed "
                 "share split study task template text token twin writer".split())
-_in_block = re.compile(r"(<(p|li)\b(?![^>]*class=\"(?:subtitle|description))[^>]*>)((?:(?!<(?:p|li|ul|ol|table|div)\b).)*?)(</\2>)",
-                       re.S)
-_kept_whole = re.compile(r"(<(?:a|code|script|svg|summary|button|math|em)\b.*?</(?:a|code|script|svg|summary|button|math|em)>|<[^>]*>)",
-                         re.S)
+_in_block = re.compile(r"(<(p|li)\b(?![^>]*(?:subtitle|description))[^>]*>)"
+                       r"((?:(?!<(?:p|li|ul|ol|table|div)\b).)*?)(</\2>)",re.S)
+_whole = "a|code|script|svg|summary|button|math|em" # nothing in these becomes a link
+_kept_whole = re.compile(rf"(<(?:{_whole})\b.*?</(?:{_whole})>|<[^>]*>)",re.S)
 
 def terms_linked(page:str, # HTML of a page
                  entries:list, # of `glossary_terms`
