@@ -653,9 +653,11 @@ def test_studies_answer_first(server, tab, page):
     "Question, answer and chart begin on the first screen; code is folded, tables of arguments come last"
     t = opened(tab["light"], f"{server}/{page}.html")
     at = t.evaluate("""() => {
-      const top = e => e ? e.getBoundingClientRect().top + scrollY : Infinity, all = s => [...document.querySelectorAll(s)]
+      const top = e => e ? e.getBoundingClientRect().top + scrollY : Infinity
+      const all = s => [...document.querySelectorAll(s)]
       const open = all("main pre.sourceCode").filter(e => e.offsetParent && !e.closest("details"))
-      return {answer: top(all("main p").find(e => /^(The )?answer/i.test(e.textContent))), chart: top(all(".th-chart svg")[0]),
+      return {answer: top(all("main p").find(e => /^(The )?answer/i.test(e.textContent))),
+        chart: top(all(".th-chart svg")[0]),
         method: top(all("main p, main h2").find(e => /^(The )?method/i.test(e.textContent))),
         open: open.length, api: top(all(".th-api")[0]), last: top(document.querySelector("#th-reference"))}
     }""")

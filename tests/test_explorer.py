@@ -122,6 +122,7 @@ def two(toy, tmp_path_factory):
     return (folder / "a.html").as_uri()
 
 
+NOTED = "() => [...document.querySelectorAll('.th-note')].some(e => /{}/.test(e.textContent))"
 SHOWN = "() => [...document.querySelectorAll('.th-chart:not([hidden]) svg text')].map(e => e.textContent)"
 
 
@@ -148,9 +149,9 @@ def test_models_and_modes(chrome, two):
     tab.wait_for_selector(".th-chart:not([hidden]) svg")
     assert tab.evaluate(pressed) == "One" and not any("where it looks" in x for x in tab.evaluate(SHOWN))
     tab.evaluate("location.hash = '#three/1.1'")
-    tab.wait_for_function("() => [...document.querySelectorAll('.th-note')].some(e => /no model three/.test(e.textContent))")
+    tab.wait_for_function(NOTED.format("no model three"))
     tab.evaluate("location.hash = '#two/1.1/X'")
-    tab.wait_for_function("() => [...document.querySelectorAll('.th-note')].some(e => /no mode X/.test(e.textContent))")
+    tab.wait_for_function(NOTED.format("no mode X"))
     assert seen == []
 
 
