@@ -143,6 +143,7 @@ def compose(weights:AttentionWeights, # from `attention_weights`
             distance:int|None=None, # tokens from key to query, for rotary models; None ignores position
             edit=None, # a function of M that changes what readers hear, e.g. `without` of `detection`
             far=None, # a function of layer and mode that gives the metric of a reader's other side, see `detection`
+            setting:str|None=None, # name of what `edit` and `far` belong to, see `edge_scores`; provenance keeps it
            )->Composition|dict[str,Composition]: # scores of the one mode that a letter names, or of several by mode
     "Component scores of a whole model, one matrix product per reading layer"
     if not modes or set(modes)-set("QKV"): raise HeadError(f"Unknown modes {modes!r}. Choose some of Q, K and V.")
@@ -156,6 +157,7 @@ def compose(weights:AttentionWeights, # from `attention_weights`
         sigma,V[l] = write_directions(weights[l])
         S.append(sigma)
     how = dict(distance=distance,edited=edit is not None,far=far is not None)
+    if setting is not None: how["setting"] = setting
     scores = _compositions(weights,out,S,spectra,how)
     return scores[modes] if one else scores
 
