@@ -26,7 +26,7 @@ def _allowed(L:int, H:int, readers:Tensor|None)->Tensor: # (src_layer src_head d
 def strongest_edges(x:Tensor, # (src_layer src_head dst_layer dst_head) effects or scores
                     k:int, # edges
                     readers:Tensor|None=None, # (layer*head) which readers count; None for all
-                   )->list: # of pairs (writer, reader), the strongest first; raises `HeadError` if there are not so many
+                   )->list: # of pairs (writer, reader), the strongest first; raises `HeadError` for too many
     "The edges with the largest absolute values"
     where = _allowed(*x.shape[:2],readers)
     if not 0<k<=int(where.sum()): raise HeadError(f"{k} edges of {int(where.sum())} were asked for.")
@@ -71,6 +71,7 @@ def precision_of(scores:Tensor, # (src_layer src_head dst_layer dst_head)
     low,high = central_95(precision_and_roc(scores,edges,counts=_draws(L,H,readers,n,seed))[0])
     return out|dict(low=float(low),high=float(high))
 
+# %% ../../nbs/circuits/effect_board.ipynb #b008b
 def lead(a:Tensor, b:Tensor, # two scores (src_layer src_head dst_layer dst_head)
          edges:list, # from `strongest_edges`
          readers:Tensor|None=None, # (layer*head)
@@ -134,6 +135,7 @@ def effect_board(scores:dict, # name to (src_layer src_head dst_layer dst_head),
             rows.append(row|dict(top20=top_hits(x,edges,20,readers))|agreed)
     return pd.DataFrame(rows)
 
+# %% ../../nbs/circuits/effect_board.ipynb #b014b
 def ceiling(e:Effects, # with halves
             mode:str, # "Q", "K" or "V"
             cuts:tuple=(30,100,300),
@@ -163,6 +165,7 @@ def rival_scores(raw:AttentionWeights, # weights as they are
         out[m] = by_processing|{"loudest component":loudest(plain["folded"][m]),"sharpen":sharp[m]}
     return out
 
+# %% ../../nbs/circuits/effect_board.ipynb #b017b
 def _best_published(rows:pd.DataFrame)->str:
     "The published measure with the highest average precision"
     known = rows[rows.method.str.split(" ").str[0].isin(published)]
@@ -188,7 +191,7 @@ def board_of(scores:dict, # method to scores, "edges-1" among them
     return board,pd.DataFrame(leads)
 
 # %% ../../nbs/circuits/effect_board.ipynb #b019
-def stored_boards(part:str, # "leads", "boards", "ceilings", "shared" or "tried"
+def stored_boards(part:str, # "leads", "boards", "ceilings", "known", "shared" or "tried"
                  )->pd.DataFrame:
     "What the stored study found"
     parts = stored_study("effect_board.json")["parts"]

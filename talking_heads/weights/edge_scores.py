@@ -51,6 +51,7 @@ def _gram(w:LayerWeights, letters:str)->Tensor: # (d_model d_model)
         out = out+X@X.T
     return out
 
+# %% ../../nbs/weights/edge_scores.ipynb #s007e
 class Hearing:
     "What a setting changes in readers, layer after layer"
     @full_precision()

@@ -543,11 +543,10 @@ def scan_charts(out:Path, # folder of a finished scan
 def _known_hits(n:int)->str:
     "How often the first pairs of a setting were real, where effects are known"
     rows = pd.DataFrame(stored_study("effect_board.json")["parts"]["boards"])
-    cut = rows.groupby("model").cut.transform(lambda c: sorted(set(c))[1])
-    rows = rows[(rows.method==frozen_setting.name)&(rows.split=="all")&(rows.cut==cut)]
+    rows = rows[(rows.method==frozen_setting.name)&(rows.split=="all")&(rows.cut==100)]
     each = [f"{r['model']} on {r['task']} {round(r['top20']*n)} ({r['mode']})" for r in rows.to_dict("records")]
     return (f"Ranked by {frozen_setting.name}. Where effects are known, this many of its first {n} were among the "
-            f"strongest edges: {', '.join(each)}. See the chapter effect_board.")
+            f"100 strongest edges: {', '.join(each)}. See the chapter effect_board.")
 
 def _edge_parts(info:dict, n:int=20)->list[str]:
     "The strongest pairs of heads as HTML, where a scan ranked them"
