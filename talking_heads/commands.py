@@ -130,13 +130,15 @@ def th_scan(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
             min_share:Param("or --min-share: the part of its head a component must hold; else 1/d_model, 0 keeps all",
                             float)=None,
             memory:Param("bound on what the scan adds to Python and torch (about 0.4 GB), e.g. 4GB",str)="4GB",
+            setting:Param("plain, or edges-1 to rank pairs of heads as the chapter edge_scores does",str)="plain",
             revision:Param("branch, tag or commit of a Hugging Face id",str)=None):
     "Scan a model's weights for heads that could talk: scan.parquet, scan.json, and scan.html with the charts"
+    check_choice("setting",setting,"plain","edges-1")
     s = _check_scan(out,modes,reader,top,level,processing,memory)
     try:
         with folder_lock(s["out"],"th_scan"):
             _scan(model,revision,processing,reader=reader,distance=rope_distance,top=top,level=level,device=device,
-                  min_share=min_share,**s)
+                  min_share=min_share,setting=setting,**s)
     except KeyboardInterrupt:
         print(f"\nInterrupted. Finished layers are kept in {s['out']}; the same command goes on there.",file=sys.stderr)
         raise SystemExit(130) from None

@@ -21,7 +21,8 @@ from ..svd import *
 from ..composition import *
 from .nulls import *
 from .channels import collect
-from ..base.store import RunFolder
+from .edge_scores import *
+from ..base.store import RunFolder, stored_study
 
 # %% ../../nbs/weights/scan.ipynb #c006
 _units = {"":1,"B":1,"KB":1e3,"MB":1e6,"GB":1e9,"TB":1e12,"KIB":2**10,"MIB":2**20,"GIB":2**30,"TIB":2**40}
@@ -198,6 +199,7 @@ class Scan:
     device:str="cpu" # where the products run
     memory:int|str="4GB" # what may be used beyond Python and torch
     min_share:float|None=None # smallest share of its head that a component must hold; None for 1/d_model, 0 keeps all
+    setting:str="plain" # or "edges-1": readers as in `edge_scores`, and pairs of heads ranked by it as well
 
 # %% ../../nbs/weights/scan.ipynb #c022
 def _readers(weights, job:Scan, l:int)->list: # (mode, layer, head)
@@ -205,32 +207,47 @@ def _readers(weights, job:Scan, l:int)->list: # (mode, layer, head)
     wanted = [h.head for h in job.readers if h.layer==l] if job.readers else range(weights.shape.n_heads)
     return [(m,l,h) for m in job.modes for h in wanted]
 
-def _factors(weights, w, group:list, job:Scan, l:int)->Tensor: # (reader d_model d_head)
+def _factors(weights, w, group:list, job:Scan, l:int, hear=None)->Tensor: # (reader d_model d_head)
     "Thin factors of a group of readers"
     s,rotate = weights.shape,None if job.distance is None else rotation(weights,l,job.distance)
     per,out = s.n_heads//s.n_kv_heads,[]
     for m,_,h in group:
         one = replace(w,W_Q=w.W_Q[h:h+1],W_O=w.W_O[h:h+1],W_K=w.W_K[h//per:h//per+1],W_V=w.W_V[h//per:h//per+1])
-        out.append(reader_factors(one,m,rotate=rotate)[0])
-    return torch.stack(out).to(job.device)
+        far = hear.far(l,m) if hear else None
+        out.append(reader_factors(one,m,rotate=rotate,far=far)[0])
+    M = torch.stack(out)
+    return (hear.edit(M) if hear else M).to(job.device)
+
+# %% ../../nbs/weights/scan.ipynb #se01
+def _means(x:Tensor, group:list, store:WriterStore, layers:int)->pd.DataFrame: # x (writer reader)
+    "Means over components of each pair of heads, by the frozen setting"
+    S,f,parts = store.values(layers).flatten(0,1),frozen_setting,[]
+    y = x.view(*S.shape,-1)
+    for k,(mode,_,h) in enumerate(group):
+        mean = power_mean(y[...,k:k+1],S,f.power,mode in f.by_share)[:,0]
+        parts.append(pd.DataFrame(dict(mode=mode,writer=range(len(S)),dst_head=h,mean=mean.numpy())))
+    return pd.concat(parts)
 
 # %% ../../nbs/weights/scan.ipynb #c023
-def _scan_layer(weights, store:WriterStore, job:Scan, l:int, folder:Path, tick)->pd.DataFrame:
+def _scan_layer(weights, store:WriterStore, job:Scan, l:int, folder:Path, tick, hear=None)->pd.DataFrame:
     "All kept rows of one reading layer; the histograms of p go to a file first"
-    w,parts,counts,readers = weights[l],[],{},_readers(weights,job,l)
+    w,parts,counts,means,readers = weights[l],[],{},[],_readers(weights,job,l)
     about = _writers_of(store.values(l),job.level)
     for i in range(0,len(readers),store.plan.group):
         group = readers[i:i+store.plan.group]
-        M = _factors(weights,w,group,job,l)
+        M = _factors(weights,w,group,job,l,hear)
         lam = spectrum(M).cpu()
         x = _scores(store,l,M,tick)
         if job.level=="head": x = _as_heads(x,store,l)
+        if hear: means.append(_means(x,group,store,l))
         rows,c = _rows(x,group,about,lam,weights.shape.d_model,job)
         parts.append(rows)
         counts = {m:counts.get(m,0)+c.get(m,0) for m in counts|c}
     table = pd.DataFrame({m:c.numpy() for m,c in counts.items()}).rename_axis("bin").reset_index()
     with atomic_path(folder/f"counts-{l:03}.parquet") as tmp:
         table[table.drop(columns="bin").any(axis=1)].to_parquet(tmp,index=False)
+    if means:
+        with atomic_path(folder/f"means-{l:03}.parquet") as tmp: pd.concat(means).to_parquet(tmp,index=False)
     return pd.concat(parts,ignore_index=True)
 
 # %% ../../nbs/weights/scan.ipynb #c025
@@ -249,6 +266,7 @@ def _checked(weights, job:Scan)->Scan:
     for h in job.readers:
         if h.layer==0: raise HeadError(f"Head {h} is in the first layer and hears no earlier head. "
             f"Choose a reader in layers 1 to {s.n_layers-1}.")
+    _check_setting(job)
     _check_means(weights,job)
     return job
 
@@ -269,6 +287,18 @@ def _layers(weights, job:Scan)->list[int]:
     "Reading layers of the job"
     return sorted({h.layer for h in job.readers}) or list(range(1,weights.shape.n_layers))
 
+# %% ../../nbs/weights/scan.ipynb #se02
+def _check_setting(job:Scan):
+    "Refuse what a setting cannot be asked for"
+    if job.setting=="plain": return
+    name = frozen_setting.name
+    if job.setting!=name: raise HeadError(f"Unknown setting {job.setting!r}. Choose plain or {name}.")
+    if job.readers: raise HeadError(f"The setting {name} compares all readers of a model. Leave the readers out.")
+    if job.level!="component": raise HeadError(f"The setting {name} is made of components. Leave the level out.")
+    asked = set(job.modes)&set(frozen_setting.background)
+    if asked and asked!=set(frozen_setting.background):
+        raise HeadError(f"The setting {name} compares queries with keys. Ask for both, or for values alone.")
+
 # %% ../../nbs/weights/scan.ipynb #c026
 @full_precision()
 def scan(weights, # from `attention_weights`
@@ -277,7 +307,9 @@ def scan(weights, # from `attention_weights`
         )->Path: # `out`, with scan.parquet and scan.json
     "Scan a model's weights within a memory bound and write the loudest pairs"
     job = _checked(weights,job)
-    s,plan = weights.shape,make_plan(weights.shape,len(job.modes),job.memory)
+    s,hear = weights.shape,None
+    kept = 0 if job.setting=="plain" else 16*s.d_model**2 # bytes of what `Hearing` holds
+    plan = make_plan(s,len(job.modes),job.memory-kept)
     layers,run = _layers(weights,job),_run(weights,out,job)
     todo = [l for l in layers if not run.has(f"layer-{l:03}")]
     if todo:
@@ -285,8 +317,10 @@ def scan(weights, # from `attention_weights`
         store = WriterStore(weights,_writers(run),plan,max(todo))
         per_layer = -(-s.n_heads*s.rank//plan.rows)
         steps = sum(l*per_layer*-(-len(_readers(weights,job,l))//plan.group) for l in todo)
+        if kept: hear = Hearing(weights)
         tick = iter(progress(range(steps),"scan"))
-        for l in todo: run.step(f"layer-{l:03}",lambda: _scan_layer(weights,store,job,l,run.path/"tables",tick))
+        for l in todo:
+            run.step(f"layer-{l:03}",lambda: _scan_layer(weights,store,job,l,run.path/"tables",tick,hear))
         next(tick,None)
     return _finish(weights,run,job,layers)
 
@@ -335,8 +369,39 @@ def _finish(weights, run:RunFolder, job:Scan, layers:list)->Path:
     best = {m:pd.concat(b).nlargest(400,"z") for m,b in best.items()}
     asked = sum(len(_readers(weights,job,l)) for l in layers)
     left = _left_out(run,job,layers)|dict(readers_without_score=asked-heard)
-    write_json(_summary(weights,run,job,best,counts,n,left),run.path/"scan.json")
+    summary = _summary(weights,run,job,best,counts,n,left)
+    if job.setting!="plain": summary["edges"] = _edges(weights,run,job,layers)
+    write_json(summary,run.path/"scan.json")
     return run.path
+
+# %% ../../nbs/weights/scan.ipynb #se03
+def _stored_values(run:RunFolder, n_layers:int)->Tensor: # (layer head component)
+    "Singular values of all writers; the last layer, which nobody hears, has none"
+    S = []
+    for l in range(n_layers-1):
+        with safe_open(_writers(run)/f"{l:03}.safetensors","pt") as f: S.append(f.get_tensor("S"))
+    return torch.stack([*S,torch.zeros_like(S[0])])
+
+def _edge_rows(mode:str, x:Tensor)->pd.DataFrame: # x (src_layer src_head dst_layer dst_head)
+    "All pairs with a score, the strongest first"
+    at = x.isfinite().nonzero()
+    def name(a, b): return [f"{l}.{h}" for l,h in zip(at[:,a].tolist(),at[:,b].tolist())]
+    t = pd.DataFrame(dict(mode=mode,src=name(0,1),dst=name(2,3),score=x[tuple(at.T)].numpy()))
+    return t.sort_values("score",ascending=False,kind="stable",ignore_index=True)
+
+def _edges(weights, run:RunFolder, job:Scan, layers:list, n:int=50)->dict: # mode to records
+    "The strongest pairs of heads by the frozen setting; all of them go to edges.parquet"
+    s = weights.shape
+    means = {m:torch.full((s.n_layers*s.n_heads,s.n_layers,s.n_heads),torch.nan) for m in job.modes}
+    for l in layers:
+        t = pd.read_parquet(run.path/"tables"/f"means-{l:03}.parquet")
+        for m,d in t.groupby("mode"):
+            writer,reader = (torch.tensor(d[c].to_numpy(copy=True)).long() for c in ("writer","dst_head"))
+            means[m][writer,l,reader] = torch.tensor(d["mean"].to_numpy(copy=True))
+    means = {m:x.unflatten(0,(s.n_layers,s.n_heads)) for m,x in means.items()}
+    tables = {m:_edge_rows(m,x) for m,x in finish_scores(means,_stored_values(run,s.n_layers)).items()}
+    with atomic_path(run.path/"edges.parquet") as tmp: pd.concat(tables.values()).to_parquet(tmp,index=False)
+    return {m:t.head(n)[["src","dst","score"]].to_dict("records") for m,t in tables.items()}
 
 # %% ../../nbs/weights/scan.ipynb #sc04
 def _left_out(run:RunFolder, job:Scan, layers:list)->dict:
@@ -474,6 +539,24 @@ def scan_charts(out:Path, # folder of a finished scan
             charts[f"Who {r} listens to in its {words[m]}"] = ranked
     return charts
 
+# %% ../../nbs/weights/scan.ipynb #se06
+def _known_hits(n:int)->str:
+    "How often the first pairs of a setting were real, where effects are known"
+    rows = pd.DataFrame(stored_study("effect_board.json")["parts"]["boards"])
+    rows = rows[(rows.method==frozen_setting.name)&(rows.split=="all")&(rows.cut==100)]
+    each = [f"{r['model']} on {r['task']} {round(r['top20']*n)} ({r['mode']})" for r in rows.to_dict("records")]
+    return (f"Ranked by {frozen_setting.name}. Where effects are known, this many of its first {n} were among the "
+            f"100 strongest edges: {', '.join(each)}. See the chapter effect_board.")
+
+def _edge_parts(info:dict, n:int=20)->list[str]:
+    "The strongest pairs of heads as HTML, where a scan ranked them"
+    words,parts = dict(Q="queries",K="keys",V="values"),[]
+    def row(r): return f"<tr><td>{r['src']}</td><td>{r['dst']}</td><td>{r['score']:.3g}</td></tr>"
+    for m,rows in info.get("edges",{}).items():
+        table = f"<tr><th>writer</th><th>reader</th><th>score</th></tr>{''.join(map(row,rows[:n]))}"
+        parts.append(f"<h2>Strongest edges into {words[m]}</h2><table>{table}</table>")
+    return parts+([f"<p>{escape(_known_hits(n))}</p>"] if parts else [])
+
 # %% ../../nbs/weights/scan.ipynb #c041
 def _channel_table(found:list, n:int=15)->str:
     "The loudest channels of a mode as HTML, or a word on why there are none"
@@ -495,6 +578,7 @@ def scan_page(out:Path, # folder of a finished scan
     what = f"{where}, weights {p['processing']}, {info['rows']:,} rows kept{of}"
     parts = [f"<h1>Scan of {escape(p['model'])}</h1><p>{escape(what)}. {escape(info['note'])}</p>"]
     if said:=left_out(info): parts.append(f"<p>{escape(said)}</p>")
+    parts += _edge_parts(info)
     for title,chart in scan_charts(out).items(): parts.append(f"<h2>{escape(title)}</h2>{chart_html(chart.to_dict())}")
     parts += [f"<h2>Channels in {m}</h2>{_channel_table(found)}" for m,found in info["channels"].items()]
     return page("".join(parts),Path(out)/"scan.html",f"Scan of {p['model']}")
