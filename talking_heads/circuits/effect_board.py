@@ -214,7 +214,7 @@ def board_rows(scores:dict, # mode to method to scores, "edges-1" among them
     return out
 
 # %% ../../nbs/circuits/effect_board.ipynb #b019
-def stored_boards(part:str, # "leads", "boards", "ceilings", "known", "shared" or "tried"
+def stored_boards(part:str, # "leads", "boards", "ceilings", "known" or "shared"
                  )->pd.DataFrame:
     "What the stored study found"
     parts = stored_study("effect_board.json")["parts"]
