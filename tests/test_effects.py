@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from talking_heads.base.core import Head, HeadError, OutputError, TaskError
+from talking_heads.base.store import stored_study
 from talking_heads.circuits.effect_board import *
 from talking_heads.circuits.effects import *
 
@@ -122,9 +123,43 @@ def test_stored_tables_are_whole():
     for task in ("ioi", "repeats"):
         e = stored_effects("smollm2", task)
         assert e.shape == (30, 9) and set(e.values) == set("QKV") and e.provenance["sha256"]
+        assert len(e.provenance["code"]) == 64  # measured by code of this package, not copied
         assert min(reliability(e).values()) > least_reliability
     with pytest.raises(TaskError, match="no effects of 'gpt2'"):
         stored_effects("gpt2", "ioi")
+
+
+@pytest.mark.parametrize("task", ["ioi", "repeats"])
+def test_the_stored_boards_are_of_the_stored_effects(task):
+    e, f = stored_effects("smollm2", task), stored_boards("ceilings")
+    for mode in "QKV":
+        rows = f[(f.task == task) & (f["mode"] == mode)]
+        assert rows.ap.tolist() == pytest.approx(ceiling(e, mode, tuple(rows.cut)).ap.tolist(), abs=2e-6)
+
+
+def test_every_stored_row_is_whole_and_boards_agree_with_leads():
+    study = stored_study("effect_board.json")
+    assert len(study["code"]["smollm2"]) == 64
+    for part, rows in study["parts"].items():
+        assert rows and all(r["of"] in study["code"] for r in rows), part
+        assert not stored_boards(part).isna().any(axis=None), part
+    leads, boards = (stored_boards(k) for k in ("leads", "boards"))
+    keys = ["model", "task", "split", "mode", "cut"]
+    both = leads.merge(boards[boards.method == "edges-1"], on=keys, suffixes=("", "_board"))
+    assert len(both) == len(leads) and np.allclose(both.ours, both.ap)
+    both = leads.merge(boards, left_on=[*keys, "rival"], right_on=[*keys, "method"], suffixes=("", "_board"))
+    assert len(both) == len(leads) and np.allclose(both.theirs, both.ap)
+
+
+def test_an_effect_is_explained_by_what_it_was_made_of():
+    g = torch.Generator().manual_seed(3)
+    score, whole = (torch.rand(5, 4, 5, 4, generator=g) + 0.1 for _ in range(2))
+    facts = dict(writer=torch.rand(5, 4, generator=g) + 0.1, entropy=torch.rand(5, 4, generator=g))
+    effect = score * facts["writer"][:, :, None, None] ** 2 * facts["entropy"].exp()
+    rows = {r["given"]: r for r in explained_effects(effect, score, whole, facts, n=10)}
+    assert rows["score + writer + entropy"]["r2"] == pytest.approx(1, abs=1e-6)
+    assert rows["score"]["low"] <= rows["score"]["r2"] <= rows["score"]["high"] < 0.9
+    assert rows["whole-head score"]["r2"] < 0.1 and rows["score"]["left"] == 0
 
 
 def test_the_stored_lead_of_gpt2_is_of_these_effects(shared):

@@ -6,7 +6,7 @@
 __all__ = ['twin_kinds', 'effect_tasks', 'least_reliability', 'answer_margin', 'mean_log_likelihood', 'input_gradients',
            'screen_edges', 'exact_effect', 'repeat_twins', 'task_contrasts', 'Effects', 'causal_pairs', 'effect_tensor',
            'effects_from', 'read_effects', 'reliability', 'check_reliable', 'measure_effects', 'effect_rows',
-           'stored_effects']
+           'store_effects', 'stored_effects']
 
 # %% ../../nbs/circuits/effects.ipynb #f003
 from ..base.core import * # first: it silences a warning of the next imports
@@ -358,16 +358,36 @@ def effect_rows(e:Effects)->pd.DataFrame: # task mode src_layer src_head dst_lay
         return pd.DataFrame(dict(task=e.task,mode=m)|place|halves)
     return pd.concat([rows(m) for m in e.values],ignore_index=True)
 
+# %% ../../nbs/circuits/effects.ipynb #f038b
+_kept = study_file("effects.json").parent
+
+def store_effects(found:list, # of `Effects` with halves, all of one model, from `measure_effects`
+                  name:str, # of the model
+                  sha256:str, # of its weights
+                  folder:Path=_kept,
+                 )->Path: # the table; its provenance goes into effects.json beside it
+    "Store measured effects of a model in place of those that were there"
+    t,about = pd.concat([effect_rows(e) for e in found],ignore_index=True),Path(folder)/"effects.json"
+    with atomic_path(Path(folder)/f"{name}_effects.parquet") as tmp:
+        t.astype({k:"category" for k in ("task","mode")}).to_parquet(tmp,index=False,compression="zstd")
+    tasks = {e.task:{k:v for k,v in e.provenance.items() if k!="task"} for e in found}
+    mine = dict(shape=list(found[0].shape),provenance=dict(model=name,sha256=sha256),tasks=tasks)
+    old = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+    write_json(old|{name:mine},about)
+    return Path(folder)/f"{name}_effects.parquet"
+
+# %% ../../nbs/circuits/effects.ipynb #f038c
 def stored_effects(model:str, # "smollm2" or "gemma3"
                    task:str, # one of `effect_tasks`
+                   folder:Path=_kept,
                   )->Effects: # raises `TaskError` where the package has none
     "Effects that come with the package"
-    about = json.loads(study_file("effects.json").read_text(encoding="utf-8"))
+    about = json.loads((Path(folder)/"effects.json").read_text(encoding="utf-8"))
     if task not in about.get(model,{}).get("tasks",{}):
         kept = ", ".join(f"{k} ({', '.join(v['tasks'])})" for k,v in about.items())
         raise TaskError(f"The package has no effects of {model!r} on {task!r}, only of {kept}.")
     shape,info = about[model]["shape"],about[model]["tasks"][task]
-    t = pd.read_parquet(study_file(f"{model}_effects.parquet"),filters=[("task","==",task)])
+    t = pd.read_parquet(Path(folder)/f"{model}_effects.parquet",filters=[("task","==",task)])
     halves = t[["half_a","half_b"]].astype("float32")
     t = t.assign(effect=halves.mean(axis=1),half_a=halves.half_a,half_b=halves.half_b)
     return effects_from(t,*shape,task,about[model]["provenance"]|info)
