@@ -157,8 +157,7 @@ def _edit_task(task:str, model:str, seed:int): # "laundry", or a `FileTask`
     if task=="laundry": return task
     return _task_of(read_prompts(shop_file() if task=="shop" else task,seed=seed),model)
 
-def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device, task="laundry", keep=(),
-          guarded=False):
+def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device, task="laundry", keep=(), guarded=False):
     "Load, propose, audit, write, say what came of it"
     from talking_heads.edits.audit import full
     from talking_heads.hooks import check_device, load_model
