@@ -98,9 +98,24 @@ def test_what_can_be_refused_is_refused_before_the_model_is_looked_for(monkeypat
 def test_no_lists_no_gain(toy, outcome, monkeypatch):
     from talking_heads.edits import proposals
 
+    monkeypatch.setattr(proposals, "propose_edit", lambda *args, **kw: outcome)
     monkeypatch.setattr(proposals, "propose_guarded", lambda *args: (outcome, lists))
-    with pytest.raises(TaskError, match="no gain can be shown"):
-        propose_and_audit(toy, how="tiny", plan=replace(small, lists=()))
+    for guarded in (False, True):
+        with pytest.raises(TaskError, match="no gain can be shown"):
+            propose_and_audit(toy, how="tiny", plan=replace(small, lists=()), guarded=guarded)
+
+
+def test_guards_where_they_are_asked_for_or_needed(toy, outcome, monkeypatch):
+    "A file, or what must stay, is trained under guards whether or not the caller says so"
+    from talking_heads.edits import proposals
+
+    way = []
+    monkeypatch.setattr(proposals, "propose_edit", lambda *args, **kw: way.append("gains") or outcome)
+    monkeypatch.setattr(proposals, "propose_guarded", lambda *args: way.append("guards") or (outcome, lists))
+    monkeypatch.setattr(proposals, "audit", lambda *args, **kw: outcome.audit)
+    for more in (dict(), dict(guarded=True), dict(keep=["any"]), dict(task="any file")):
+        propose_and_audit(toy, how="tiny", **more)
+    assert way == ["gains", "guards", "guards", "guards"]
 
 
 def test_nothing_is_proposed_for_a_budget_of_zero(toy):
@@ -221,7 +236,7 @@ def test_full_effort_is_audited_in_full(toy, outcome, monkeypatch, how, flag, fu
 
     asked = []
     monkeypatch.setattr(hooks, "load_model", lambda *args, **kw: toy)
-    monkeypatch.setattr(proposals, "propose_guarded", lambda *args: (outcome, lists))
+    monkeypatch.setattr(proposals, "propose_edit", lambda *args, **kw: outcome)
     monkeypatch.setattr(proposals, "audit", lambda model, edit, budget, plan, **kw: asked.append(plan) or outcome.audit)
     try:
         commands._edit("toy", "", "unused", how, flag, True, False, 0, "cpu")

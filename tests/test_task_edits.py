@@ -148,7 +148,7 @@ def test_the_command_takes_files(toy, files, monkeypatch, tmp_path, capsys):
     args = ("toy", "", tmp_path / "x", "tiny", False, True, False, 0, "cpu")
     with pytest.raises(SystemExit):
         commands._edit(*args, str(files["right"]), [f"{files['right']}:0.01"])
-    *_, task, keep = asked[0]
+    *_, task, keep, _ = asked[0]
     assert task.name == "right.csv" and keep[0].limit == 0.01 and keep[0].task.name == "right.csv"
     with pytest.raises(TaskError):
         commands._edit(*args, str(tmp_path / "none.csv"), [])

@@ -279,12 +279,16 @@ def propose_and_audit(model, # from `load_model`, unedited
                       seed:int=0, # of the proposal
                       task="laundry", # what is to be lifted; or a `FileTask`
                       keep=(), # of `Keep`: what must stay, as guards and as rules
+                      guarded:bool=False, # train under guards? A file, or what must stay, is trained so in any case
                      )->Outcome: # the model is left as it was; raises `TaskError` where the task cannot be measured
     "Train an edit, measure what it does, and say whether it may be kept"
-    training_kl(budget,how) # what nothing can meet is refused
-    p,m = propose_guarded(model,task,how,budget,keep,seed)
-    a = audit(model,p.edit,budget,plan or (full if how=="full" else quick),tasks=m.own)
-    lift = _lift(a,m.gain)
+    aim = training_kl(budget,how) # what nothing can meet is refused
+    if guarded or keep or task!="laundry":
+        p,m = propose_guarded(model,task,how,budget,keep,seed)
+        own,gain = m.own,m.gain
+    else: p,own,gain = propose_edit(model,how,aim,seed=seed),(),("lists","top1","held-out")
+    a = audit(model,p.edit,budget,plan or (full if how=="full" else quick),tasks=own)
+    lift = _lift(a,gain)
     return Outcome(p.edit,p.record,a,lift,*_decide(a,lift))
 
 # %% ../../nbs/edits/proposals.ipynb #c014
