@@ -105,13 +105,17 @@ class HandedIn:
     code:str # hash of the code behind it
     notes:tuple # what a reader must know
 
+def _without(lost:dict)->list[str]: # lost: section to reason
+    "A sentence for each reason"
+    by = {}
+    for k,why in lost.items(): by.setdefault(why,[]).append(k)
+    return [f"Without numbers in this run: {', '.join(ks)}. {why}".strip() for why,ks in by.items()]
+
 def _notes(results:dict)->tuple:
     "What a reader must know of a run"
-    how,lost = results["provenance"].get("settings",{}).get("how"),missing_sections(results)
+    how = results["provenance"].get("settings",{}).get("how")
     quick = "Quick settings: intervals are wide, and no edit was trained." if how=="quick" else ""
-    names = [f"{k} ({v.rstrip('.')})" if v else k for k,v in lost.items()]
-    gone = f"Without numbers in this run: {', '.join(names)}." if lost else ""
-    return tuple(x for x in (known_weights(results),quick,gone) if x)
+    return tuple(x for x in (known_weights(results),quick,*_without(missing_sections(results))) if x)
 
 # %% ../../nbs/paper/handing_in.ipynb #h017
 def check_handed_in(folder, # of a finished run
