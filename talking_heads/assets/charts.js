@@ -144,8 +144,10 @@ const fitConfig = (config, wide) => {
 // Fewer columns in the legends that name a number of columns
 const fitLegends = (s, wide) => {
   for (const part of s.layer || []) {
-    const legend = part.encoding?.color?.legend
-    if (legend?.columns) legend.columns = Math.max(1, Math.floor(legend.columns * Math.min(1, wide / 700)))
+    for (const channel of ["color", "shape"]) { // one legend for both, so they must agree
+      const legend = part.encoding?.[channel]?.legend
+      if (legend?.columns) legend.columns = Math.max(1, Math.floor(legend.columns * Math.min(1, wide / 700)))
+    }
   }
 }
 
