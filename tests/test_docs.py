@@ -720,7 +720,8 @@ def test_head_names_lead_to_the_explorer(server, tab):
     t.wait_for_function("() => [...document.querySelectorAll('svg text')].some(e => /^20.0: /.test(e.textContent))")
     t.goto(f"{server}/explorer.html#smollm2/99.9")
     t.reload()
-    t.wait_for_function("() => /no 99.9/.test(document.querySelector('.th-note')?.textContent)")
+    noted = "() => [...document.querySelectorAll('.th-note')].some(e => /no 99.9/.test(e.textContent))"
+    t.wait_for_function(noted)
 
 
 def test_switch_to_dark(server, tab):
