@@ -213,7 +213,7 @@ def th_edit(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
 # %% ../nbs/commands.ipynb #au02
 def _share(text:str)->float|None:
     "A limit, perhaps in percent; None for what is no number"
-    try: x = float(text.removesuffix("%"))/(100 if text.endswith("%") else 1)
+    try: x = read_share(text)
     except ValueError: return None
     return x if 0<=x<float("inf") else None
 

@@ -33,7 +33,7 @@ def weights(lm):
 
 def component(weights):
     "Some component of the second layer"
-    return written_components(weights, "1.1")[0]
+    return component_names(weights, ["1.1"])[0]
 
 
 def test_retrieval_prompts_are_answerable_from_the_text():
@@ -75,7 +75,7 @@ def test_controls_are_written_and_none_is_the_component(weights):
     beside = control_components(weights, name, 20)
     assert name not in beside
     for c in beside:
-        assert c in written_components(weights, parse_component(c)[0])
+        assert c in component_names(weights, [parse_component(c)[0]])
 
 
 def test_text_cost_is_zero_for_an_edit_that_changes_nothing(lm, weights, monkeypatch):

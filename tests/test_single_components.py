@@ -21,6 +21,7 @@ from talking_heads.circuits.recording import record
 from talking_heads.circuits.removal import *
 from talking_heads.circuits.prediction import *
 from talking_heads.circuits.prediction import _agreement, _one_reader, _permutations, _resampled
+from talking_heads.circuits.abstraction import control_components, component_directions
 from talking_heads.circuits.pointer import *
 from talking_heads.circuits.values_and_keys import *
 from talking_heads.paper.claims import *
@@ -162,7 +163,9 @@ def pointed(model, name, component, n=30):
     w = as_written(attention_weights(model, "folded"))
     head = parse_component(component)[0]
     own = dict(zip(*head_components(w, [head])))[component]
-    names, controls = components_beside(w, component)
+    beside = control_components(w, component)
+    names = [c for c in beside if parse_component(c)[0] == head or parse_component(c)[0] not in senders][:3]
+    controls = component_directions(w, names)
     prompts, alphas = ioi(**task_args(model), n=n, seed=11), [-3, -1, 0, 1, 3]
     flips = flip_curve(turned(model, prompts, [own, *controls], alphas, movers), alphas, [component, *names])
     donors = [donor_prompts(prompts, *d) for d in donor_sets]

@@ -1,5 +1,6 @@
 "Stored runs: whole, valid, made by the current code or said to be stale"
 
+import ast
 import json
 import warnings
 from dataclasses import asdict
@@ -86,3 +87,33 @@ def test_comments_and_docstrings_do_not_move_a_hash(tmp_path):
     told = 'def f():\n    "One thing"\n    return "One thing"'
     assert written("d.ipynb", told) == written("e.ipynb", told.replace('"One thing"\n', '"Another"\n'))
     assert written("d.ipynb", told) != written("f.ipynb", told.replace('return "One', 'return "Another'))
+
+
+def stored_names(body):
+    "Names that statements give a value, loops and conditions included"
+    for s in body:
+        if isinstance(s, ast.FunctionDef):
+            yield s.name
+        for field in ("body", "orelse"):
+            if isinstance(s, (ast.If, ast.For)):
+                yield from stored_names(getattr(s, field))
+        targets = getattr(s, "targets", [getattr(s, "target", None)]) if isinstance(s, (ast.Assign, ast.For)) else []
+        yield from (x.id for t in targets for x in ast.walk(t) if isinstance(x, ast.Name))
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_weights"])
+def test_what_results_are_made_of_is_named_once(name):
+    "A name that the cells after the verdicts' heading read is given a value in one cell only"
+    cells = json.loads((root / "nbs" / "paper" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [(c["id"], ast.parse("".join(c["source"]))) for c in cells if c["cell_type"] == "code"]
+    makes = [i for i, (_, t) in enumerate(code) if "results" in stored_names(t.body)]
+    given = {}
+    for i, (_, t) in enumerate(code):
+        for n in set(stored_names(t.body)):
+            given.setdefault(n, set()).add(i)
+    last = code[makes[0] :]
+    found = [x for _, t in last for x in ast.walk(t)]
+    inner = {x.id for c in found if isinstance(c, ast.comprehension) for x in ast.walk(c.target) if hasattr(x, "id")}
+    read = {x.id for x in found if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load)} - inner
+    before = {n: given[n] for n in read if n in given and max(given[n]) < makes[0]}  # others are given a value there
+    assert before and not {n: [code[i][0] for i in at] for n, at in before.items() if len(at) > 1}

@@ -26,6 +26,8 @@ class Variants:
     attention:Tensor # (batch variant observer role) from END
     choices:Tensor # (batch variant choice) logits, the answer first; empty if the pass stopped early
     top:Tensor # (batch variant) most likely token; empty if the pass stopped early
+    @property # (batch variant) logits of the answer over those of the strongest wrong word
+    def margins(self)->Tensor: return (self.choices[...,0]-self.choices[...,1:].amax(-1)).double()
 
 # %% ../../nbs/circuits/removal.ipynb #c006
 def prefixes(model, # from `load_model`
@@ -131,8 +133,7 @@ def falls(v:Variants, # of IOI prompts, the last variant intact
           names:list, # of the other variants
          )->pd.DataFrame: # name, then score fall relative low high n, and logit_diff ld_fall ld_low ld_high
     "How much of the inhibition score and of the logit difference each variant loses"
-    s,d = inhibition_score(v.attention).double(),None
-    if v.choices.shape[-1]: d = (v.choices[...,0]-v.choices[...,1:].amax(-1)).double()
+    s,d = inhibition_score(v.attention).double(),v.margins if v.choices.shape[-1] else None
     return pd.DataFrame([_fall_row(name,j,s,d) for j,name in enumerate(names)])
 
 def _fall_row(name:str, j:int, s:Tensor, d:Tensor|None)->dict: # of (batch variant), the last one intact

@@ -16,7 +16,7 @@ from ..hooks import *
 from ..svd import *
 from ..interventions import *
 from ..evaluation import *
-from ..charts import checked_table, finish_chart, hues, inline_data
+from ..charts import checked_table, interval_rows
 from ..tasks.repeats import *
 from .finding import inhibition_score
 from .recording import *
@@ -25,21 +25,21 @@ from .prediction import *
 
 # %% ../../nbs/circuits/values_and_keys.ipynb #v005
 def loud_parts(folded:AttentionWeights, # with gains of norms folded in
-                 writers:list, # of `Head`
-                 reader:Head, # above all of them
-                 mode:str, # "K" or "V"
-                 draws:int=5, # random parts
-                 seed:int=0, # of the draws
-                )->dict: # name to {head: directions (k d_model), or None}
+               writers:list, # of `Head`
+               reader:Head, # above all of them
+               mode:str, # "K" or "V"
+               draws:int=5, # random parts
+               seed:int=0, # of the draws
+              )->dict: # name to {head: directions (k d_model), or None}
     "`all`, the `loud` sixteenth of each writer's components by their score with the reader, and random ones"
     out = dict(all=dict.fromkeys(writers),loud={},**{f"random {i}":{} for i in range(draws)})
     g = derive_generator(seed,"loud_parts",str(reader))
+    _,directions = first_components(as_written(folded),writers)
+    heard = direction_scores(folded,directions,reader.layer,mode)[:,reader.head].nan_to_num(-1.)
     for w in writers:
-        _,directions = first_components(as_written(folded),[w])
-        V = torch.stack([v for _,v in directions])
-        k = max(1,len(V)//16)
-        heard = direction_scores(folded,directions,reader.layer,mode)[:,reader.head]
-        order = heard.nan_to_num(-1.).argsort(descending=True)
+        mine = [i for i,(h,_) in enumerate(directions) if h==w]
+        V = torch.stack([directions[i][1] for i in mine])
+        k,order = max(1,len(V)//16),heard[mine].argsort(descending=True)
         out["loud"][w] = V[order[:k]]
         for i in range(draws):
             rest = order[k:][torch.randperm(len(V)-k,generator=g)[:k]]
@@ -240,20 +240,9 @@ def channel_evidence(frames:dict, # mode to a frame of `value_effects` or `key_e
 def channel_bars(f:pd.DataFrame, # rows of `value_effects` and `key_effects`
                  title:str="", # the finding
                  subtitle:str="", # what to know beside it
-                )->alt.FacetChart:
+                )->alt.TopLevelMixin:
     "Effects of all, the loud and random components, removed and interchanged"
     f = checked_table(f,"mode measure what part mean low high n","channel_bars")
-    d = f.assign(panel=f["mode"].map(dict(V="values: ",K="keys: "))+f.measure)
-    order = ["all","loud","random"]
-    look = alt.Scale(domain=order,range=[hues[0],hues[3],"#999999"])
-    base = alt.Chart(inline_data(d)).encode(
-        x=alt.X("what:N",title=None,axis=alt.Axis(labelAngle=0),sort=["removed","interchanged"]),
-        xOffset=alt.XOffset("part:N",sort=order),
-        color=alt.Color("part:N",title="components",sort=order,scale=look))
-    numbers = [alt.Tooltip(field=c,type="quantitative",format=".3f") for c in ("mean","low","high")]
-    bars = base.mark_bar().encode(y=alt.Y("mean:Q",title="change"),tooltip=["panel:N","what:N","part:N",*numbers])
-    spans = base.mark_rule(color="black").encode(y="low:Q",y2="high:Q")
-    panels = alt.layer(bars,spans).properties(width=210,height=200)
-    panels = panels.facet(alt.Facet("panel:N",title=None),columns=3).resolve_scale(y="independent",x="independent")
-    said = "; ".join(f"{r.panel}, {r.what}, {r.part} {r['mean']:.3f}" for _,r in d.iterrows())
-    return finish_chart(panels,title,subtitle,f"Changes by components: {said}.")
+    panel = f["mode"].map(dict(V="values: ",K="keys: "))+f.measure
+    d = f.assign(panel=panel,row=f.what,kind=f.part,repeat=f.part)
+    return interval_rows(d,title,subtitle,order=["removed","interchanged"],step=44)

@@ -18,6 +18,7 @@ from ..hooks import *
 from ..interventions import *
 from ..tasks.known import *
 from ..circuits.finding import *
+from ..base.command_line import read_share
 from ..base.store import *
 from .training import *
 from .evaluation_sets import *
@@ -203,10 +204,9 @@ _shares = [k for k,unit in limit_units.items() if unit!="nats"] # limits that ar
 def _limit(name:str, value:str)->float|None:
     "One limit, or `TalkingHeadsError`"
     if value=="none": return None
-    percent = value.endswith("%")
-    if percent and name not in _shares:
+    if value.endswith("%") and name not in _shares:
         raise TalkingHeadsError(f"The limit {name} is in nats a token, not in percent. Write {name}=0.02.")
-    try: return float(value.removesuffix("%"))/(100 if percent else 1)
+    try: return read_share(value)
     except ValueError: raise TalkingHeadsError(f"The limit '{name}={value}' is not a number. Write {name}=0.02, "
         f"or {name}=none to leave it out.") from None
 

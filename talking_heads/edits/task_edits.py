@@ -10,7 +10,7 @@ __all__ = ['least_rows', 'material_sizes', 'file_parts', 'Keep', 'parse_keep', '
 from ..base.core import * # first: it silences a warning of the next imports
 import random
 from dataclasses import dataclass, replace
-from ..base.command_line import check_choice
+from ..base.command_line import check_choice, read_share
 from ..data import *
 from ..hooks import *
 from ..tasks.files import *
@@ -66,7 +66,7 @@ def parse_keep(text:str, # a file or the name of a task, perhaps with `:limit`, 
               )->Keep: # raises `TaskError`
     "What must stay, from the command line"
     name,_,rest = text.rpartition(":")
-    try: limit = float(rest.removesuffix("%"))/(100 if rest.endswith("%") else 1)
+    try: limit = read_share(rest)
     except ValueError: name,limit = text,.02
     return Keep(known_task(name or text),limit)
 

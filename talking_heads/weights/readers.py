@@ -15,26 +15,21 @@ from ..evaluation import *
 from .detection import *
 
 # %% ../../nbs/weights/readers.ipynb #r005
-def _ranks(x:Tensor)->Tensor: # (head) from 1, for the highest score; NaN last
-    "Rank of every earlier head"
-    from scipy.stats import rankdata
-    return torch.from_numpy(rankdata(-x.nan_to_num(-1.).numpy(),method="min"))
-
 def sender_ranks(c:Composition, # of one mode
                  edges:list, # known pairs (writer, reader) of that mode
                 )->pd.DataFrame: # src dst component rank z of_components by_component as_head of
     "Ranks of each sender among what its reader could hear"
     floor,rows = share_floor(c.d_model),[]
-    heads,best = c.heads(),loudest(c,min_share=floor)
-    for r in dict.fromkeys(b for _,b in edges):
-        x,y = (_ranks(s[:r.layer,:,r.layer,r.head].flatten()) for s in (best,heads))
+    parts,heads = (edge_ranks(x,edges) for x in (loudest(c,min_share=floor),c.heads()))
+    t = parts.rename(columns=dict(raw="by_component")).assign(as_head=heads.raw)
+    for r,mine in t.groupby("dst",sort=False):
         ranked = c.ranking(r,min_share=floor)
-        ranked = ranked.assign(head=ranked.src.str.rpartition(".")[0])
-        for a in [a for a,b in edges if b==r]:
-            own,i = ranked[ranked["head"]==str(a)].iloc[:1],a.layer*c.shape[1]+a.head
-            top = own.iloc[0] if len(own) else dict(src="",rank=np.nan,z=np.nan)
-            rows.append(dict(src=str(a),dst=str(r),component=top["src"],rank=float(top["rank"]),z=float(top["z"]),
-                             of_components=len(ranked),by_component=int(x[i]),as_head=int(y[i]),of=len(x)))
+        best = ranked.assign(head=ranked.src.str.rpartition(".")[0]).drop_duplicates("head").set_index("head")
+        for x in mine.to_dict("records"):
+            top = best.loc[x["src"]] if x["src"] in best.index else dict(src="",rank=np.nan,z=np.nan)
+            rows.append(dict(src=x["src"],dst=r,component=top["src"],rank=float(top["rank"]),z=float(top["z"]),
+                             of_components=len(ranked),by_component=x["by_component"],as_head=x["as_head"],
+                             of=parse_head(r).layer*c.shape[1]))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/weights/readers.ipynb #r008
