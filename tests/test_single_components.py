@@ -15,6 +15,7 @@ from talking_heads.data import *
 from talking_heads.hooks import *
 from talking_heads.svd import *
 from talking_heads.composition import compose
+from talking_heads.evaluation import prompt_scores
 from talking_heads.interventions import *
 from talking_heads.tasks.repeats import repeated_tokens
 from talking_heads.circuits.recording import record
@@ -181,6 +182,38 @@ def test_a_message_about_places_points(placed):
 
 def test_a_message_about_words_does_not(toy):
     assert verdict("pointer", pointed(toy, "toy", "1.1.0")).verdict == not_replicated
+
+
+@pytest.mark.parametrize("name, component", [("toy-position", "2.0.0"), ("toy", "1.1.0")])
+def test_an_interchange_is_one_step_along_each_direction(name, component, toy, placed):
+    "The message gets its donor's coordinate, controls the same step: as plain hooks do it, one prompt at a time"
+    model = dict(toy=toy, **{"toy-position": placed})[name]
+    _, movers = ends(name)
+    w = as_written(attention_weights(model, "folded"))
+    names = [component, *list(control_components(w, component))[:2]]
+    directions = component_directions(w, names)
+    prompts = ioi(**task_args(model), n=4, seed=5)
+    donors = [donor_prompts(prompts, "names", True), donor_prompts(prompts, "template", True)]
+    got = interchanged(model, prompts, donors, directions, movers).margins
+    layer = directions[0][0].layer
+
+    def written(p, head):  # what a head writes at END
+        z = readout(model, p, ()).z[0, layer, head.head].double()
+        return z @ model.blocks[layer].attn.W_O[head.head].double()
+
+    for b in range(len(prompts)):
+        for j, d in enumerate(donors):
+            head, v = directions[0]
+            step = (written(d[b : b + 1], head) - written(prompts[b : b + 1], head)) @ v.double()
+            for i, (_, u) in enumerate(directions):
+
+                def add(x, hook, u=u):
+                    x[:, -1] += (step * u.double() / u.double().norm()).to(x)
+                    return x
+
+                with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_attn_out", add)]):
+                    margin = prompt_scores(readout(model, prompts[b : b + 1], ())).logit_diff[0]
+                assert abs(margin - got[b, i * len(donors) + j]) < 1e-3
 
 
 def test_donors_differ_in_what_they_say(placed):

@@ -249,7 +249,7 @@ const followAddress = (host, chart) => {
   const known = a.values.includes(value), heard = !more || a.also?.values.includes(more)
   const lost = [!known && `There is no ${value} here.`, !heard && `There is no mode ${more} here.`].filter(Boolean)
   const shown = known ? value : a.first
-  note(host, lost.length ? `${lost.join(" ")} Shown is ${shown}.` : "")
+  note(host, lost.length ? lost.concat("Shown is " + shown + ".").join(" ") : "")
   choose(chart.spec, a.param, [{[a.field]: shown}])
   if (a.also && heard) choose(chart.spec, a.also.param, more || a.also.values[0])
   showModel(host)

@@ -105,25 +105,21 @@ def donor_prompts(prompts:Prompts, # IOI prompts, the receivers
 def interchanged(model, # from `load_model`
                  prompts:Prompts, # receivers
                  donors:list, # of `Prompts`, each in the receivers' order
-                 directions:list, # (head, direction) of one layer
+                 directions:list, # (head, direction) of one layer, the message first, then controls
                  observers:list, # heads whose attention is watched
                  **kw, # of `run_variants`
-                )->Variants: # donors of the first direction, then of the next ...; the last variant is intact
-    "Give each prompt the coordinate that its donor has, along one direction at a time"
+                )->Variants: # donors of the message, then of each control ...; the last variant is intact
+    "Give each prompt the message's coordinate of its donor, or take the same step along a control"
     reads,backs = _maps(model,directions)
-    layer,heads = one_layer([h for h,_ in directions]),[h.head for h,_ in directions]
-    def coordinate(p): # (batch direction)
-        z = readout(model,p,()).z[:,layer].float()
-        return torch.stack([z[:,h]@r for h,r in zip(heads,reads)],1)
-    wanted = torch.stack([coordinate(p) for p in progress(donors,"donors")],1) # (batch donor direction)
-    n = len(donors)
+    layer,first,n = one_layer([h for h,_ in directions]),directions[0][0],len(donors)
+    def coordinate(p): return readout(model,p,()).z[:,layer,first.head].float()@reads[0]
+    wanted = torch.stack([coordinate(p) for p in progress(donors,"donors")],1) # (batch donor)
     def change(z, g):
-        for i,h in enumerate(heads):
-            old = z[:,i*n:(i+1)*n,h]
-            step = wanted[g,:,i].to(z)-old@reads[i].to(z)
-            z[:,i*n:(i+1)*n,h] = old+step[...,None]*backs[i].to(z)
+        step = wanted[g].to(z)-(z[:,0,first.head]@reads[0].to(z))[:,None] # before any step
+        for i,(h,_) in enumerate(directions): z[:,i*n:(i+1)*n,h.head] += step[...,None]*backs[i].to(z)
         return z
     return run_variants(model,prompts,{layer:change},n*len(directions)+1,observers,**kw)
+
 
 # %% ../../nbs/circuits/pointer.ipynb #q019
 donor_sets = [(k,t) for t in (True,False) for k in donor_kinds if t or k!="same"] # (kind, is the order turned?)

@@ -19,6 +19,7 @@ class PaperSettings:
     n_list_other:int # lists of each length, in every other template
     list_lengths:list # numbers of items, in the template of the run
     list_lengths_other:list # numbers of items, in every other template
+    long_lengths:list # numbers of items of the longest lists, a twelfth of n_list each; none tries none
     steer_lengths:list # numbers of items of the lists that are steered
     n_steer:int # lists of each length that are steered
     steer_steps:int # training steps for what steers
@@ -36,12 +37,14 @@ paper_presets = dict(
     full=PaperSettings(
         n_prompts=240, n_ablate=120, n_list=360, n_list_other=120,
         list_lengths=[2,3,4,5,6,8,10], list_lengths_other=[2,3,5,8],
+        long_lengths=[12,16,20],
         steer_lengths=[3,5], n_steer=200, steer_steps=60, map_lengths=[3,5,10],
         rescale_lengths=[3,5,8], n_retrieval=64,
         n_scale=200, lift_steps=80, n_lift=100, audit_plan="full", n_forecast=120),
     quick=PaperSettings(
         n_prompts=120, n_ablate=60, n_list=120, n_list_other=36,
         list_lengths=[2,3,5,8], list_lengths_other=[3,8],
+        long_lengths=[12],
         steer_lengths=[3], n_steer=60, steer_steps=30, map_lengths=[3],
         rescale_lengths=[5], n_retrieval=16,
         n_scale=60, lift_steps=0, n_lift=0, audit_plan="", n_forecast=60)) # by the parameter `how`
