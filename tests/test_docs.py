@@ -417,36 +417,7 @@ def serious(tab, axe, *rules):
     return [(i, rule, nodes[:4]) for i, rule, nodes in asked(tab, "violations", *rules) if i in ("serious", "critical")]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_page_light(server, tab, axe, page):
-    "On a server, light: no complaint, nothing from outside, charts with marks and words, no serious fault"
-    t = opened(tab["light"], f"{server}/{page}")
-    assert [c for c in asked(t, "charts") if not (c["marks"] and c["said"] > 10)] == []
-    assert t.seen == [] and serious(t, axe) == []
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_page_dark(site, tab, axe, page):
-    "From a folder, dark: no complaint, and text that can be read; the rest of axe's rules ask nothing of colours"
-    t = opened(tab["dark"], (site / page).as_uri())
-    assert asked(t, "isDark")
-    assert t.seen == [] and serious(t, axe, "color-contrast") == []
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_page_narrow(site, tab, page):
-    "On a telephone's width: nothing sticks out of the page, and no chart out of its place"
-    t = opened(tab["narrow"], (site / page).as_uri())
-    assert t.evaluate("document.documentElement.scrollWidth") <= 391
-    assert [c for c in asked(t, "charts") if c["wide"] > 1] == [] and t.seen == []
-
-
 # Charts that answer
-
-
-def has_charts(name):
-    "Does the notebook of a page store a chart?"
-    return any("vegalite" in p.read_text() for p in (ROOT / "nbs").rglob("*.ipynb") if page_name(p) + ".html" == name)
 
 
 MARKS = "svg .role-mark:not(.mark-group) > path, svg .role-mark:not(.mark-group) > line, svg .role-mark > text"
@@ -479,20 +450,54 @@ def answers(t, chart, how):
     return False
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if has_charts(p)])
-def test_charts_answer(server, tab, page):
-    "Every chart tells about a mark under the mouse; one that promises a click, a legend or a control keeps it"
-    t = opened(tab["light"], f"{server}/{page}")
-    silent = []
+def silent(t):
+    "Charts that tell about no mark under the mouse, or break the promise of a click, a legend or a control"
+    found = []
     for chart in t.query_selector_all(".th-chart:not([hidden])"):
         name = chart.get_attribute("id")
         if not hovered(t, chart):
-            silent.append(f"{name}: no tooltip")
+            found.append(f"{name}: no tooltip")
         for p in asked(chart, "promises"):
             if p["how"] == "interval" or answers(t, chart, p["how"]):
                 continue
-            silent.append(f"{name}: {p['name']} ({p['how']}) changes nothing")
-    assert silent == [] and t.seen == []
+            found.append(f"{name}: {p['name']} ({p['how']}) changes nothing")
+    return found
+
+
+def sticking_out(t):
+    "Charts that are still too wide for their place some seconds after they were drawn: fitting takes several tries"
+    for _ in range(100):
+        found = [c for c in asked(t, "charts") if c["wide"] > 1]
+        if not found:
+            break
+        t.wait_for_timeout(200)
+    return found
+
+
+# A page is opened twice, and looked at in every way that its view allows
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_light(server, tab, axe, page):
+    "On a server, light: no complaint, nothing from outside, no serious fault, charts with marks and words that answer"
+    t = opened(tab["light"], f"{server}/{page}")
+    assert [c for c in asked(t, "charts") if not (c["marks"] and c["said"] > 10)] == []
+    assert t.seen == [] and serious(t, axe) == []
+    assert silent(t) == [] and t.seen == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_narrow_then_dark(site, tab, axe, page):
+    """From a folder, in the dark. On a telephone's width nothing sticks out of the page, and no chart out of its place;
+    then, turned wide, text can be read. The rest of axe's rules ask nothing of colours"""
+    t = tab["dark"]
+    t.set_viewport_size(dict(width=VIEWS["narrow"][0], height=900))
+    opened(t, (site / page).as_uri())
+    assert t.evaluate("document.documentElement.scrollWidth") <= 391
+    assert sticking_out(t) == [] and t.seen == []
+    t.set_viewport_size(dict(width=VIEWS["dark"][0], height=900))
+    assert asked(t, "isDark")
+    assert t.seen == [] and serious(t, axe, "color-contrast") == []
 
 
 PANELS = {

@@ -58,6 +58,7 @@ const wrap = (text, wide, style, family) => {
 // again after a better plan if something sticks out. The fields of a plan:
 //   most   panels in a row, at most
 //   cut    pixels to take from the width, since that much stuck out
+//   legend columns that a legend may have
 //   row    panels in the longest row          (written while the chart is fitted)
 //   least  width of the narrowest panel       (written while the chart is fitted)
 //   wide   width of the host                  (written while the chart is fitted)
@@ -69,12 +70,13 @@ const GAP = 30        // pixels between panels in a row
 const NARROWEST = 120 // pixels that a panel keeps in any case
 const READABLE = 170  // pixels below which panels in a row should rather stand below each other
 
-const newPlan = (most, cut, family) => ({most, cut, family, row: 1, least: Infinity})
+const newPlan = (most, cut, family, legend = 99) => ({most, cut, family, legend, row: 1, least: Infinity})
 
-// The plan for the next try, after one that stuck out by `over` pixels: fewer panels in a row, or narrower ones
+// The plan for the next try, after one that stuck out by `over` pixels: fewer panels in a row, or narrower ones; and
+// legends in one column, since their labels may be what stuck out
 const nextPlan = (plan, over) => {
   const crowded = plan.row > 1 && plan.least - over / plan.row < READABLE
-  return crowded ? newPlan(plan.row - 1, 0, plan.family) : newPlan(plan.most, plan.cut + over, plan.family)
+  return crowded ? newPlan(plan.row - 1, 0, plan.family, 1) : newPlan(plan.most, plan.cut + over, plan.family, 1)
 }
 
 // The parts of a spec, whatever way they were put together
@@ -134,21 +136,21 @@ const fitTitle = (s, wide, family) => {
 }
 
 // Stacks legends and limits labels where there is little room
-const fitConfig = (config, wide) => {
+const fitConfig = (config, wide, plan) => {
   if (wide >= PHONE) return
   const layout = {top: {direction: "vertical", anchor: "start", margin: 4}}
-  Object.assign(config.legend, {titleOrient: "top", columns: Math.floor(wide / 120), layout})
+  Object.assign(config.legend, {titleOrient: "top", columns: Math.min(plan.legend, Math.floor(wide / 120)), layout})
   config.axisY = {labelLimit: wide * .4, ...config.axisY}
 }
 
 // Fewer columns in the legends that name a number of columns
-const fitLegends = (s, wide) => {
-  for (const part of s.layer || []) {
-    for (const channel of ["color", "shape"]) { // one legend for both, so they must agree
-      const legend = part.encoding?.[channel]?.legend
-      if (legend?.columns) legend.columns = Math.max(1, Math.floor(legend.columns * Math.min(1, wide / 700)))
-    }
+const fitLegends = (s, wide, plan) => {
+  const most = columns => Math.max(1, Math.min(plan.legend, Math.floor(columns * Math.min(1, wide / 700))))
+  for (const channel of ["color", "shape"]) { // one legend for both, so they must agree
+    const legend = s.encoding?.[channel]?.legend
+    if (legend?.columns) legend.columns = most(legend.columns)
   }
+  for (const part of inner(s)) fitLegends(part, wide, plan)
 }
 
 // What a chart itself wants where there is little room: `columns` of panels, `heights` of panels from top to bottom
@@ -162,13 +164,13 @@ const fit = (s, wide, plan) => {
   plan.wide = wide
   fitTitle(s, wide, plan.family)
   s.config = s.config || {}
-  s.config.legend = {...s.config.legend, labelLimit: wide - 110}
+  s.config.legend = {...s.config.legend, labelLimit: plan.legend > 1 ? wide - 110 : wide * .6 - 35}
   // Vega-Lite fits a chart to its container only where its height is a number
   if (s.width == "container" && s.height?.step) s.width = wide - AXIS
   const asked = s.columns
   fitPanels(s, wide, plan)
-  fitConfig(s.config, wide)
-  fitLegends(s, wide)
+  fitConfig(s.config, wide, plan)
+  fitLegends(s, wide, plan)
   const narrow = wide < PHONE || plan.cut > 1 || s.columns < asked
   if (narrow) applyNarrow(s, s.usermeta?.narrow || {})
   return s
@@ -188,7 +190,7 @@ const addPoints = s => {
 
 // ---------------------------------------------------------------------------------------------------------- Drawing
 
-// Draws a chart into its host, in the page's colours, up to four times until nothing sticks out
+// Draws a chart into its host, in the page's colours, up to six times until nothing sticks out
 const draw = async (host, chart) => {
   const dark = isDark(host), [view, controls] = host.children
   const ink = dark ? chart.inks.dark : chart.inks.light
@@ -196,7 +198,7 @@ const draw = async (host, chart) => {
   const options = {actions: false, renderer: "svg", bind: controls, tooltip: {theme: dark ? "dark" : "light"}}
   const over = () => host.scrollWidth - host.clientWidth
   let plan = newPlan(99, 0, chart.family)
-  for (let tries = 4; tries--; plan = nextPlan(plan, over())) {
+  for (let tries = 6; tries--; plan = nextPlan(plan, over())) {
     host.drawn?.finalize()
     controls.textContent = ""
     const fitted = addPoints(fit(structuredClone(spec), host.clientWidth, plan))
