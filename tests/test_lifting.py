@@ -64,6 +64,11 @@ def tokens(model, n=4, length=11, seed=0):
     return torch.randint(5, 150, (n, length), generator=torch.Generator().manual_seed(seed)).to(model.cfg.device)
 
 
+# transformers computes RMS norms and the softmax of Llama's and Gemma's attention in float32, whatever the model's
+# numbers are, and how such a sum is rounded depends on the shape of the batch and on the processor
+EXACT = dict(gpt2=1e-10, llama=1e-5, gemma2=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
 def test_cached_upper_layers_is_the_model(models, kind):
     "Upper layers on cached input give the model's own logits, for all positions, a window, and some rows"
@@ -74,8 +79,8 @@ def test_cached_upper_layers_is_the_model(models, kind):
         for window in (None, 1, 4, 99):
             e = s.enter(T, window)
             got = s.logits(s.run(e))
-            assert torch.allclose(got, ref[:, -got.shape[1] :], atol=1e-10)
-            assert torch.allclose(s.logits(s.run(e, rows=[2, 0])), got[[2, 0]], atol=1e-10)
+            assert torch.allclose(got, ref[:, -got.shape[1] :], atol=EXACT[kind])
+            assert torch.allclose(s.logits(s.run(e, rows=[2, 0])), got[[2, 0]], atol=EXACT[kind])
             assert torch.equal(s.run(e), s.run(e))  # a run leaves the cache as it was
 
 
@@ -107,7 +112,7 @@ def test_window_edits_the_last_positions_only(models):
     add = added_output(m, updates)(x)
     late = {l: (lambda z, f=f: torch.cat([torch.zeros_like(f(z)[:, :-W]), f(z)[:, -W:]], 1)) for l, f in add.items()}
     full = s.logits(s.run(s.enter(T), late))[:, -W:]
-    assert torch.allclose(s.logits(s.run(s.enter(T, W), add)), full, atol=1e-10)
+    assert torch.allclose(s.logits(s.run(s.enter(T, W), add)), full, atol=EXACT[kind])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
