@@ -157,7 +157,7 @@ def _edit_task(task:str, model:str, seed:int): # "laundry", or a `FileTask`
     if task=="laundry": return task
     return _task_of(read_prompts(shop_file() if task=="shop" else task,seed=seed),model)
 
-def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device, task="laundry", keep=(), guarded=False):
+def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device, task="laundry", keep=(), gains=False):
     "Load, propose, audit, write, say what came of it"
     from talking_heads.edits.audit import full
     from talking_heads.hooks import check_device, load_model
@@ -168,7 +168,7 @@ def _edit(model, budget, out, how, full_audit, dry_run, baked, seed, device, tas
     check_device(device)
     wanted,kept = _edit_task(task,model,seed),[parse_keep(k) for k in keep or ()]
     lm = load_model(model,device=device)
-    o = propose_and_audit(lm,limits,how,full if full_audit else None,seed,wanted,kept,guarded)
+    o = propose_and_audit(lm,limits,how,full if full_audit else None,seed,wanted,kept,gains)
     print(f"{o.edit!r}\n{o.audit!r}\n{o!r}")
     made = [] if dry_run else write_outcome(o,lm,out,baked)
     print("\nNothing was written (--dry-run)." if dry_run else "\n"+"\n".join(map(str,made)))
@@ -189,8 +189,8 @@ def _edit_folder(out:Path, dry_run:bool, undo:bool):
 def th_edit(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,nargs="?")="smollm2",
             task:Param("what to lift: laundry, shop, or a file of prompts (CSV, JSON Lines, parquet)",str)="laundry",
             keep:Param("or --keep: a file of prompts whose right answers must stay, perhaps with a limit, FILE:0.01; "
-                       "may be repeated; implies --guarded",str,action="append")=None,
-            guarded:Param("train a rank-1 change under guards, not gains; a file as task implies it",store_true)=False,
+                       "may be repeated",str,action="append")=None,
+            gains:Param("train gains of components for lists, with no guard but text and contrasts",store_true)=False,
             budget:Param("limits the audit must respect, e.g. kl=0.02,wrong=0.05; a limit of none leaves its rule out",
                          str)="",
             out:Param("folder for the edit, its adapter, audit.json and edit.html",str)="runs/edit",
@@ -207,7 +207,7 @@ def th_edit(model:Param("smollm2, a Hugging Face id, or a folder",str,opt=False,
     check_seed(seed)
     with _edit_folder(out,dry_run,undo):
         if undo: return _undo(out)
-        args = (model,budget,out,how,full_audit,dry_run,baked,seed,device,task,keep,guarded)
+        args = (model,budget,out,how,full_audit,dry_run,baked,seed,device,task,keep,gains)
         return _with_progress(lambda: _edit(*args))
 
 # %% ../nbs/commands.ipynb #au02

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from talking_heads.base.store import stored_study
 from talking_heads.edits.gates import *
 from talking_heads.edits.guards import margin_guard, text_guard, wording_lists
 from talking_heads.edits.parametrisations import Rank1, Together
@@ -62,3 +63,12 @@ def test_what_is_fixed_stays_and_the_edit_is_what_was_added():
     assert other.part.read.norm() == pytest.approx(float(fixed.parts[0].part.read.norm()), rel=1e-4)
     assert abs(torch.cosine_similarity(other.part.read, fixed.parts[0].part.read, 0)) < 0.6
     assert torch.equal(other.part.read, random_gates(fixed, 1).parts[0].part.read)
+
+
+def test_the_stored_table_says_what_it_was_made_by():
+    "Rows for every layer, split and gate; the chapter's sentence: near relatives are told apart, others hardly"
+    about, rows = stored_study("smollm2_gates.json"), stored_gates()
+    assert len(about["code"]) == len(about["sha256"]) == 64
+    assert len(rows) == rows.layer.nunique() * 3 * 2 and not rows.isna().any().any()
+    of = rows[rows.gate == "fitted"].pivot_table(index="layer", columns="split", values="separation")
+    assert (of.choose > of.judge).all() and (of.judge > 0.5).all()

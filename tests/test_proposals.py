@@ -100,22 +100,25 @@ def test_no_lists_no_gain(toy, outcome, monkeypatch):
 
     monkeypatch.setattr(proposals, "propose_edit", lambda *args, **kw: outcome)
     monkeypatch.setattr(proposals, "propose_guarded", lambda *args: (outcome, lists))
-    for guarded in (False, True):
+    for gains in (False, True):
         with pytest.raises(TaskError, match="no gain can be shown"):
-            propose_and_audit(toy, how="tiny", plan=replace(small, lists=()), guarded=guarded)
+            propose_and_audit(toy, how="tiny", plan=replace(small, lists=()), gains=gains)
 
 
-def test_guards_where_they_are_asked_for_or_needed(toy, outcome, monkeypatch):
-    "A file, or what must stay, is trained under guards whether or not the caller says so"
+def test_gains_where_they_are_asked_for_and_nothing_must_stay(toy, outcome, monkeypatch):
+    "Everything is trained under guards; gains are for lists alone"
     from talking_heads.edits import proposals
 
     way = []
     monkeypatch.setattr(proposals, "propose_edit", lambda *args, **kw: way.append("gains") or outcome)
     monkeypatch.setattr(proposals, "propose_guarded", lambda *args: way.append("guards") or (outcome, lists))
     monkeypatch.setattr(proposals, "audit", lambda *args, **kw: outcome.audit)
-    for more in (dict(), dict(guarded=True), dict(keep=["any"]), dict(task="any file")):
+    for more in (dict(gains=True), dict(), dict(keep=["any"]), dict(task="any file")):
         propose_and_audit(toy, how="tiny", **more)
     assert way == ["gains", "guards", "guards", "guards"]
+    for more in (dict(keep=["any"]), dict(task="any file")):
+        with pytest.raises(UsageError, match="lists alone"):
+            propose_and_audit(toy, how="tiny", gains=True, **more)
 
 
 def test_nothing_is_proposed_for_a_budget_of_zero(toy):

@@ -12,6 +12,7 @@ from ..base.core import * # first: it silences a warning of the next imports
 import math, random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 import pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -37,18 +38,19 @@ class Guard:
     batches:tuple # of (`TrainingBatch`, prompts or tokens)
     loss:Callable # (upper, batch, prompts, rows, final) to (row) losses, 0 for the unedited model
     per:int=4 # prompts in a step
+    asked:Callable|None=None # the loss in training, where it asks for more than the limit does; like `loss`
     def __len__(self): return sum(len(b) for b,_ in self.batches)
     def __repr__(self): return f"Guard {self.name}: {len(self)} prompts, limit {self.limit:g} {self.unit}"
 
-    def rows(self, upper:UpperLayers, add:dict, at:int, rows:list)->Tensor: # (row)
+    def rows(self, upper:UpperLayers, add:dict, at:int, rows:list, loss:Callable|None=None)->Tensor: # (row)
         "Losses of some prompts of one batch"
         b,p = self.batches[at]
-        return self.loss(upper,b,p,rows,upper.run(b.entry,add,rows))
+        return (loss or self.loss)(upper,b,p,rows,upper.run(b.entry,add,rows))
     def step(self, upper:UpperLayers, add:dict, rng)->Tensor:
         "Mean loss of a few prompts at random"
         at = rng.choices(range(len(self.batches)),[len(b) for b,_ in self.batches])[0]
         n = len(self.batches[at][0])
-        return self.rows(upper,add,at,rng.sample(range(n),min(self.per,n))).mean()
+        return self.rows(upper,add,at,rng.sample(range(n),min(self.per,n)),self.asked).mean()
     @torch.no_grad()
     def whole(self, upper:UpperLayers, add:dict)->float:
         "Mean loss of all prompts"
@@ -136,19 +138,23 @@ def preference_guard(upper:UpperLayers,
                      seed:int=0, # of the prompts
                      window:int|None=8, # last positions on which the edit acts in training; None for all
                      signed:bool=False, # falls of the share count against rises, and nothing else does: for looking
+                     below:float=0., # in training, the share shall fall by this much: in unseen wordings it rises more
+                     prompts=None, # these contrasts, a list of `Prompts`, and no others
                      **options, # for `Task.prompts`: split, families
                     )->Guard:
     "How far the share of the item left over rises where it is wrong"
     task,args = known_task(task),task_args(upper.model)
     _check_limit(task.name,limit)
-    made = [task.prompts(**args,n=n,seed=1000+seed,n_items=k,**options) for k in n_items]
+    made = prompts or [task.prompts(**args,n=n,seed=1000+seed,n_items=k,**options) for k in n_items]
     batches = tuple(b for p in progress(made,"caching contrasts") for b in _entered(upper,p,window))
-    def loss(up, b, p, rows, final):
+    def loss(up, b, p, rows, final, fall=0.):
         ids,left = item_ids(p)[rows],left_over(p)[rows]
         with torch.no_grad(): was = left_over_share(up,b.ref[rows],ids,left)
         rise = left_over_share(up,final,ids,left)-was
-        return rise if signed else rise.relu()+end*token_kl(up,b.ref[rows][:,-1],final[:,-1])
-    return Guard(task.name,limit,"share",batches,loss,per=6)
+        if signed: return rise
+        return (rise+fall*(was>fall)).relu()+end*token_kl(up,b.ref[rows][:,-1],final[:,-1])
+    return Guard(task.name,limit,"share",batches,loss,8,partial(loss,fall=below) if below else None)
+
 
 # %% ../../nbs/edits/guards.ipynb #g012a
 def next_word_guard(upper:UpperLayers,
@@ -266,7 +272,7 @@ class GuardedSettings:
     target:float=.8 # part of its limit that a guard may use in training; fresh prompts use more
     at_once:int=0 # guards in each step, taking turns, each counting for those left out; 0 for all
     every:int=25 # steps between two looks at held-out prompts
-    strengths:tuple=(1.,.75,.5,.3) # at which an edit is looked at, until one is within every limit
+    strengths:tuple=(1.,.75,.5) # at which an edit is looked at, until one is within every limit
     seed:int=0 # of the order in which things are seen
 
 # %% ../../nbs/edits/guards.ipynb #g022

@@ -148,8 +148,8 @@ def edit_places(model, # from `load_model`
     return places
 
 # %% ../../nbs/edits/proposals.ipynb #e003
-guarded_effort = dict(quick=GuardedSettings(90,.003,per=6,at_once=2,every=30),
-                      full=GuardedSettings(240,.003,per=8,at_once=2,every=30),
+guarded_effort = dict(quick=GuardedSettings(180,.003,per=6,at_once=2,every=60),
+                      full=GuardedSettings(240,.003,per=6,at_once=2,every=60),
                       tiny=GuardedSettings(steps=40,rate=.03,every=10))
 
 def propose_guarded(model, # from `load_model`
@@ -170,7 +170,7 @@ def propose_guarded(model, # from `load_model`
     places = edit_places(model,c)
     m = edit_material(UpperLayers(model,places[0][0]),task,z,budget,keep,seed)
     t = train_guarded(m.data,starting_point(m,places),m.guards,s,f"lift {m.task}",m.held)
-    looks = [] if t.looks is None else t.looks.round(4).to_dict("records")
+    looks = [] if t.looks is None else plain(t.looks.to_dict("records")) # null where an edit was not within its limits
     record = dict(task=m.task,layer=places[0][0],inhibition=list(map(str,c.inhibition)),movers=list(map(str,c.movers)),
         found=found,places=[f"{l} {side}" for l,side in places],how=how,seed=seed,settings=asdict(s),shrunk=t.shrunk,
         best=t.best,used=t.used,looks=looks,keep=kept,notes=list(m.notes),loss=list(t.losses()),
@@ -272,6 +272,8 @@ def training_kl(budget:Budget, # of the audit
         raise TalkingHeadsError("A KL budget of 0 allows no edit at all. Give a positive one, such as kl=0.02.")
     return aim
 
+
+# %% ../../nbs/edits/proposals.ipynb #c010b
 def propose_and_audit(model, # from `load_model`, unedited
                       budget:Budget=Budget(), # limits of the audit; training aims below its KL
                       how:str="quick", # effort of `propose_edit`
@@ -279,14 +281,16 @@ def propose_and_audit(model, # from `load_model`, unedited
                       seed:int=0, # of the proposal
                       task="laundry", # what is to be lifted; or a `FileTask`
                       keep=(), # of `Keep`: what must stay, as guards and as rules
-                      guarded:bool=False, # train under guards? A file, or what must stay, is trained so in any case
+                      gains:bool=False, # train gains of components, with no guard but text and contrasts? Lists alone
                      )->Outcome: # the model is left as it was; raises `TaskError` where the task cannot be measured
     "Train an edit, measure what it does, and say whether it may be kept"
     aim = training_kl(budget,how) # what nothing can meet is refused
-    if guarded or keep or task!="laundry":
+    if gains and (keep or task!="laundry"):
+        raise UsageError("Gains are trained for lists alone, and nothing keeps other tasks. Leave out gains.")
+    if gains: p,own,gain = propose_edit(model,how,aim,seed=seed),(),("lists","top1","held-out")
+    else:
         p,m = propose_guarded(model,task,how,budget,keep,seed)
         own,gain = m.own,m.gain
-    else: p,own,gain = propose_edit(model,how,aim,seed=seed),(),("lists","top1","held-out")
     a = audit(model,p.edit,budget,plan or (full if how=="full" else quick),tasks=own)
     lift = _lift(a,gain)
     return Outcome(p.edit,p.record,a,lift,*_decide(a,lift))

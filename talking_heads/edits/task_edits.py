@@ -98,12 +98,13 @@ class MaterialSize:
     "How much an edit learns from"
     n:int=48 # prompts of each length, of lists and of contrasts
     n_items:tuple=(5,8) # their lengths
-    words:int=16 # windows of text and of repeated tokens, and IOI prompts
+    words:int=16 # windows of text and of repeated tokens
+    names:int=96 # IOI prompts
     length:int=24 # tokens of a window
     window:int|None=1 # last positions on which the edit acts in training; None for all
 
-material_sizes = dict(quick=MaterialSize(),full=MaterialSize(144,(3,5,8),48),
-                      tiny=MaterialSize(18,(7,8),16,12,None)) # for `toy`
+material_sizes = dict(quick=MaterialSize(),full=MaterialSize(144,(3,5,8),48,144),
+                      tiny=MaterialSize(18,(7,8),16,16,12,None)) # for `toy`
 
 @dataclass(frozen=True, repr=False)
 class EditMaterial:
@@ -121,7 +122,7 @@ class EditMaterial:
 def _shared_guards(upper:UpperLayers, z:MaterialSize, kl:float, seed:int)->tuple: # guards, notes
     "Text, repeated tokens, and names where the model can do them"
     out = [text_guard(upper,kl,z.words,z.length,seed),repeat_guard(upper,.02,z.words,min(16,z.length),seed)]
-    try: return (*out,margin_guard(upper,n=z.words,seed=seed,window=z.window)),()
+    try: return (*out,margin_guard(upper,limit=.05,n=z.names,seed=seed,window=z.window)),()
     except TaskError as e: return tuple(out),(f"{default_task.name} is no guard: {e}",)
 
 def _keep_guards(upper:UpperLayers, keep, z:MaterialSize, at:int)->tuple: # `at`: 0 to train, 1 to choose
@@ -171,7 +172,8 @@ def list_material(upper:UpperLayers, # of the unedited model
     (shared,notes),(looked,_) = (_shared_guards(upper,z,kl,seed+s) for s in (0,500))
     lists = (*wording_lists(upper,z.n,z.n_items,seed=seed,window=z.window),*_older_lists(upper,z,seed))
     contrasts = _contrast_prompts(m,z,1000+seed,"train")
-    train = [next_word_guard(upper,"contrasts",contrasts,.05,z.window)] if contrasts else []
+    safe = dict(limit=.02,end=.05,below=.05,window=z.window)
+    train = [preference_guard(upper,contrast_wordings,prompts=contrasts,**safe)] if contrasts else []
     lengths,args = z.n_items[-2:],dict(window=z.window,signed=True,seed=500+seed,n_items=z.n_items[-2:][:1])
     choose = [preference_guard(upper,contrast_wordings,wrong,max(15,z.n),split="choose",**args),
               preference_guard(upper,contrast_task,wrong,max(13,z.n*3//4),split="train",**args)] if contrasts else []
@@ -216,14 +218,15 @@ def edit_material(upper:UpperLayers, # of the unedited model
 # %% ../../nbs/edits/task_edits.ipynb #t020
 def starting_point(m:EditMaterial,
                    places, # of (layer, side)
-                   how:str="gates", # "gates", "fixed gates", "random gates" or "gradient"
+                   how:str="fixed gates", # "gates", "fixed gates", "random gates" or "gradient"
                    seed:int=0, # of gates at random
                   )->Together: # raises `UsageError` for another name
     "The parts of an edit, before anything is learned"
     check_choice("how",how,"gates","fixed gates","random gates","gradient")
     if how=="gradient": return rank1_starts(m.data,places)
     asks,writes = ([p for p in places if (p[1]=="Q")==yes] for yes in (True,False))
-    leave = [b for g in m.guards[2:] for b,_ in g.batches]
-    start = gated_queries(m.data.upper,[l for l,_ in asks],m.data.lists,leave,m.data.text,fixed=how=="fixed gates")
+    def of(fall): return [b for g in m.guards[2:] if bool(g.asked)==fall for b,_ in g.batches]
+    start = gated_queries(m.data.upper,[l for l,_ in asks],m.data.lists,of(True),m.data.text,still=of(False),
+                          fixed=how=="fixed gates")
     if how=="random gates": start = random_gates(start,seed)
     return Together(start.parts+rank1_starts(m.data,writes).parts) if writes else start
