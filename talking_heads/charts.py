@@ -594,25 +594,26 @@ def _one_pick(name, first):
     "A selection that a click changes, and that is never empty; `first` is what is picked before"
     return alt.selection_point(name=name, fields=list(first), value=[first], empty=False, toggle=False)
 
-def _pair_axis(df, side, heads):
+def _pair_axis(df, side, heads, many):
     "An axis of heads with a tick at the first head of every layer"
     top = int(df[["src_layer","dst_layer"]].max().max())
     domain = [f"{l}.{h}" for l in range(top+1) for h in range(heads)]
     ticks = [f"{l}.0" for l in range(0,top+1,1 if top<14 else 3)]
     axis = alt.Axis(values=ticks, labelExpr="split(datum.label,'.')[0]", labelAngle=0,
                     ticks=True, domain=False, grid=False)
-    return dict(scale=alt.Scale(domain=domain, paddingInner=0), sort=None, axis=axis)
+    scale = alt.Scale(domain=domain) if many else alt.Scale(domain=domain, paddingInner=0) # points stand side by side
+    return dict(scale=scale, sort=None, axis=axis)
 
 # %% ../nbs/charts.ipynb #c087b
 def _pair_squares(pairs, heads, pick):
     "A square for each pair of heads, and a ring round the one that is picked"
+    many = heads*(1+int(pairs[["src_layer","dst_layer"]].max().max()))>80 # a square would be a speck
     scale = alt.Scale(type="sqrt", scheme="cividis", domainMin=0)
     color = alt.Color("z:Q", title="z of its loudest component", scale=scale, legend=alt.Legend(gradientLength=160))
     base = alt.Chart(inline_csv(pairs["src dst score z".split()]))
-    base = base.encode(x=alt.X("src:O", title="writing head, by layer", **_pair_axis(pairs,"src",heads)),
-                       y=alt.Y("dst:O", title="reading head, by layer", **_pair_axis(pairs,"dst",heads)),
+    base = base.encode(x=alt.X("src:O", title="writing head, by layer", **_pair_axis(pairs,"src",heads,many)),
+                       y=alt.Y("dst:O", title="reading head, by layer", **_pair_axis(pairs,"dst",heads,many)),
                        tooltip=tooltip(pairs,"src dst score z"))
-    many = heads*(1+int(pairs[["src_layer","dst_layer"]].max().max()))>80 # a square would be a speck
     marks = base.mark_circle(size=42, opacity=.9) if many else base.mark_rect()
     ring = base.transform_filter(pick)
     ring = ring.mark_point(size=130, filled=False) if many else ring.mark_rect(fillOpacity=0)

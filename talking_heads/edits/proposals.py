@@ -174,7 +174,7 @@ def propose_guarded(model, # from `load_model`
     record = dict(task=m.task,layer=places[0][0],inhibition=list(map(str,c.inhibition)),movers=list(map(str,c.movers)),
         found=found,places=[f"{l} {side}" for l,side in places],how=how,seed=seed,settings=asdict(s),shrunk=t.shrunk,
         best=t.best,used=t.used,looks=looks,keep=kept,notes=list(m.notes),loss=list(t.losses()),
-        provenance=provenance(model,seed))
+        provenance=provenance(model,seed),code=code_of("edits.task_edits"))
     return Proposal(t.edit,record,pd.DataFrame(),t.log),m
 
 # %% ../../nbs/edits/proposals.ipynb #c080
